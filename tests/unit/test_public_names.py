@@ -68,8 +68,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.explanation": """
         BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
-        bundle_models case_document ct_only_document ct_only_map explain explain_case feature_class grey
-        image_type legend_colours map_colours open_bundle_models open_run_models require_ct_only
+        bundle_models case_document ct_only_document ct_only_map explain explain_case explanation_threads
+        feature_class grey image_type legend_colours map_colours open_bundle_models open_run_models require_ct_only
         save_montage strongest_fields sum_by_group top_features torch_threads write_explanation
     """,
     "tmi.runtime.inference": """

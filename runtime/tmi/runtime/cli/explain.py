@@ -82,7 +82,10 @@ def explain(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads. Default: all cores.", show_default=False)
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="Threads. Default: all cores, one for a small CT input.", show_default=False
+        ),
     ] = None,
     key: Annotated[
         list[Path] | None,
@@ -127,10 +130,10 @@ def explain(
         require_absent_outputs([out / case.case_id for case in resolved], force=force)
         source = open_models(run, bundle, key=key, threads=threads, fold=fold)
 
-        from tmi.runtime.explanation.explainer import torch_threads  # torch, after all checks
+        from tmi.runtime.explanation.explainer import explanation_threads, torch_threads  # torch, after all checks
 
         ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
-        with torch_threads(threads), show_progress() as progress:
+        with torch_threads(explanation_threads(source.config, threads)), show_progress() as progress:
             task = progress.add("explaining", len(resolved), unit="cases")
             explainer = make_explainer(source, fold, target, progress.step)
             documents = _explain_all(

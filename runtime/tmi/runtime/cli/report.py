@@ -176,11 +176,11 @@ def _require_output(out: Path, *, force: bool, resume: bool) -> None:
 def _open_explainer(bundle: Bundle, threads: int | None, step: Callable[[str], None], stack: ExitStack) -> Explainer:
     """Open the weights of the bundle, whose self-test runs first; torch's threads are set until the stack closes."""
     from tmi.runtime.cli.explain import make_explainer
-    from tmi.runtime.explanation.explainer import torch_threads
+    from tmi.runtime.explanation.explainer import explanation_threads, torch_threads
     from tmi.runtime.explanation.model_source import bundle_models
 
     source = bundle_models(bundle, threads=threads, log=partial(echo, err=True))
-    stack.enter_context(torch_threads(threads))
+    stack.enter_context(torch_threads(explanation_threads(source.config, threads)))
     return make_explainer(source, "ensemble", None, step)
 
 

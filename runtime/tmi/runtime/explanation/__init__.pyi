@@ -7,6 +7,7 @@ from .ct_only_baseline import ct_only_document as ct_only_document
 from .ct_only_baseline import ct_only_map as ct_only_map
 from .ct_only_baseline import require_ct_only as require_ct_only
 from .explainer import Explainer as Explainer
+from .explainer import explanation_threads as explanation_threads
 from .explainer import torch_threads as torch_threads
 from .files import write_explanation as write_explanation
 from .model_source import ModelSource as ModelSource

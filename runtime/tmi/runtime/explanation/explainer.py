@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import perf_counter
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from tmi.runtime.explanation.inputs import EncodedCase, FoldInputs, encode, fold_inputs
+from tmi.runtime.explanation.inputs import EncodedCase, FoldInputs, fold_inputs
 from tmi.runtime.explanation.insertion_deletion import PerturbationCurves, curves
 from tmi.runtime.explanation.integrated_gradients import (
     Attribution,
@@ -19,24 +20,50 @@ from tmi.runtime.explanation.integrated_gradients import (
     sum_by_field,
     text_attribution,
 )
-from tmi.runtime.explanation.model_source import FoldModel, ModelSource
+from tmi.runtime.explanation.model_source import ModelSource
 from tmi.runtime.explanation.parameter_randomization import RandomizationStep, randomization_test
 from tmi.runtime.explanation.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
-from tmi.runtime.explanation.tcaf_attention import ring_attention
-from tmi.runtime.explanation.xgradcam import combined_map, stage_cams, unit_range
+from tmi.runtime.explanation.tcaf_attention import RingAttention, ring_attention
+from tmi.runtime.explanation.xgradcam import cams_of, combined_map, run_recorded, stage_cams, unit_range
 from tmi.runtime.serving.input_warnings import case_alerts
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import field_spans, sentences
+from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.models.tmi_clnet.fusion import FusionOutput
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.scaler import Scaled
 
 LogCallback = Callable[[str], None]
 """Called with a short text when a stage starts."""
+SMALL_CT_VOXELS = 2**20
+"""Largest CT input that is explained on one thread by default."""
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """The four residual stages of the CT encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FoldParts:
+    """Explanation of one fold before the explained class is known."""
+
+    fold: int
+    """Number of the fold."""
+    probability_K: Float[np.ndarray, " K"]
+    """Probabilities of the classes."""
+    scaled: Scaled
+    """Scaled features, with those that were imputed or clipped."""
+    cams: dict[int, list[torch.Tensor]]
+    """Class -> CAM of each stage, for the classes that may be explained."""
+    radiomics: Attribution
+    """Attributions of the features."""
+    text: Attribution
+    """Attributions of the tokens."""
+    fields: dict[str | None, float | None]
+    """Field -> sum of its tokens' attributions."""
+    attention: tuple[RingAttention, ...]
+    """Metrics of the TCAF's attention."""
 
 
 class Explainer:
@@ -75,26 +102,13 @@ class Explainer:
         source, seconds = self.source, {"answer": 0.0, "map": 0.0, "radiomics": 0.0, "clinical": 0.0}
         record = read_clinical(case, source.schema)
         spans = field_spans(sentences(record, source.schema, source.config.clinical.rendering))
-        start = perf_counter()
-        encoded = {fold: self._encoded(fold, prepared) for fold in self.folds}
-        logits_FK = [encoded[fold][1] for fold in self.folds]
-        probability_FK = np.stack([softmax(logits_K) for logits_K in logits_FK])
-        if not np.isfinite(probability_FK).all():
-            raise InputRejectedError(
-                "the network's output is not a finite number",
-                fix="check the case with `tmi check`",
-                code="answer-not-finite",
-                case_id=case.case_id,
-            )
-        mean_K = probability_FK.mean(axis=0)
-        seconds["answer"] = perf_counter() - start
-        positive = source.positive
-        predicted = positive if mean_K[positive] >= source.threshold else 1 - positive
+        parts = [self._fold(fold, prepared, case.case_id, spans, seconds) for fold in self.folds]
+        mean_K = np.mean([fold.probability_K for fold in parts], axis=0)
+        predicted = self._decision(mean_K)
         target = predicted if self._target is None else source.classes.index(self._target)
-        folds = tuple(
-            self._fold(fold, prepared, encoded[fold][0], probability_FK[row], target, spans, seconds)
-            for row, fold in enumerate(self.folds)
-        )
+        start = perf_counter()
+        folds = tuple(self._explanation(fold, target) for fold in parts)
+        seconds["map"] += perf_counter() - start
         mean_map = torch.from_numpy(np.mean([f.map_DHW for f in folds], axis=0))
         return Explanation(
             case_id=case.case_id,
@@ -107,8 +121,8 @@ class Explainer:
             fields=mean_fields(folds),
             alerts=case_alerts(
                 prepared,
-                imputed_R=np.logical_or.reduce([scaled.imputed_NF[0] for _, _, scaled in encoded.values()]),
-                clipped_R=np.logical_or.reduce([scaled.clipped_NF[0] for _, _, scaled in encoded.values()]),
+                imputed_R=np.logical_or.reduce([fold.scaled.imputed_NF[0] for fold in parts]),
+                clipped_R=np.logical_or.reduce([fold.scaled.clipped_NF[0] for fold in parts]),
             ),
             seconds=seconds,
         )
@@ -118,8 +132,9 @@ class Explainer:
         self._log("insertion and deletion")
         target = self.source.classes.index(explanation.target)
         empty = self.source.config.ct.scale_to[0]
-        by_fold = []
-        for fold in self.folds:
+        by_fold: list[PerturbationCurves] = []
+        # From the last fold, which may still be in memory, to the first, which the randomization test uses next.
+        for fold in reversed(self.folds):
             model = self.source.load(fold)
             inputs = fold_inputs(prepared, model, self.source.config)
             with torch.inference_mode():
@@ -136,7 +151,8 @@ class Explainer:
                 features = network.encode_ct(torch.from_numpy(ct_DHW[None, None]))
                 return float(softmax(network.fuse(features, text, inputs.radiomics).logits_BK[0].numpy())[target])
 
-            by_fold.append(curves(prepared.ct_1DHW[0], explanation.map_DHW, predict, steps=steps, empty=empty))
+            fold_curves = curves(prepared.ct_1DHW[0], explanation.map_DHW, predict, steps=steps, empty=empty)
+            by_fold.insert(0, fold_curves)
         return PerturbationCurves(
             parts=by_fold[0].parts,
             deletion=tuple(float(v) for v in np.mean([c.deletion for c in by_fold], axis=0)),
@@ -156,56 +172,114 @@ class Explainer:
             explanation.folds[0].map_DHW,
         )
 
-    def _encoded(self, fold: int, prepared: PreparedCase) -> tuple[EncodedCase, Float[np.ndarray, " K"], Scaled]:
-        self._log(f"fold {fold}: prediction")
-        model = self.source.load(fold)
-        inputs = fold_inputs(prepared, model, self.source.config)
-        encoded = encode(model.fused, inputs)
-        with torch.inference_mode():
-            logits = model.fused.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics).logits_BK
-        return encoded, logits[0].numpy(), model.scaler.transform(prepared.radiomics_F[None])
-
     def _fold(
         self,
         fold: int,
         prepared: PreparedCase,
-        encoded: EncodedCase,
-        probability_K: Float[np.ndarray, " K"],
-        target: int,
+        case_id: str,
         spans: list[tuple[str | None, int, int]],
         seconds: dict[str, float],
-    ) -> FoldExplanation:
+    ) -> _FoldParts:
+        """Prediction, CAMs and attributions of one fold, whose model is loaded once and whose CT is encoded once."""
         config, positive = self.source.config, self.source.positive
-        model: FoldModel = self.source.load(fold)
-        network, inputs = model.fused, fold_inputs(prepared, model, config)
         marks = [perf_counter()]
+        self._log(f"fold {fold}: prediction")
+        model = self.source.load(fold)
+        network, inputs = model.fused, fold_inputs(prepared, model, config)
+        run = _run_network(network, inputs)
+        probability_K = softmax(run.fused.logits_BK.detach()[0].numpy())
+        if not np.isfinite(probability_K).all():
+            raise InputRejectedError(
+                "the network's output is not a finite number",
+                fix="check the case with `tmi check`",
+                code="answer-not-finite",
+                case_id=case_id,
+            )
+        marks.append(perf_counter())
         self._log(f"fold {fold}: map")
-        map_DHW = ct_map(network, inputs, encoded.text_features.clone(), target, config.ct.shape_DHW)
+        cams = run.cams(self._explainable(probability_K))
         marks.append(perf_counter())
         self._log(f"fold {fold}: radiomics")
-        radiomics = radiomics_attribution(network, inputs, encoded, positive)
+        radiomics = radiomics_attribution(network, inputs, run.encoded, positive)
         marks.append(perf_counter())
         self._log(f"fold {fold}: clinical text")
         offsets = model.tokenizer.offsets(prepared.text, max_length=config.clinical.max_length)
-        text = text_attribution(network, inputs, encoded, positive, offsets)
-        fields = sum_by_field(text.values_N, offsets, spans)
+        text = text_attribution(network, inputs, run.encoded, positive, offsets)
         marks.append(perf_counter())
-        for name, elapsed in zip(("map", "radiomics", "clinical"), np.diff(marks), strict=True):
+        for name, elapsed in zip(("answer", "map", "radiomics", "clinical"), np.diff(marks), strict=True):
             seconds[name] += float(elapsed)
-        with torch.inference_mode():
-            fused = network.fuse(encoded.ct_features, encoded.text_features, inputs.radiomics)
-        return FoldExplanation(
+        fused = run.fused
+        return _FoldParts(
             fold=fold,
-            probability=self._by_class(probability_K),
-            map_DHW=map_DHW,
-            radiomics_R=radiomics.values_N,
-            fields={REPORT_FIELD if name is None else name: value for name, value in fields.items()},
-            completeness={"radiomics": _completeness(radiomics), "clinical": _completeness(text)},
+            probability_K=probability_K,
+            scaled=model.scaler.transform(prepared.radiomics_F[None]),
+            cams=cams,
+            radiomics=radiomics,
+            text=text,
+            fields=sum_by_field(text.values_N, offsets, spans),
             attention=ring_attention(network.fusion.tcaf, (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)),
+        )
+
+    def _decision(self, probability_K: Float[np.ndarray, " K"]) -> int:
+        """Class that is predicted at these probabilities."""
+        positive = self.source.positive
+        return positive if probability_K[positive] >= self.source.threshold else 1 - positive
+
+    def _explainable(self, probability_K: Float[np.ndarray, " K"]) -> tuple[int, ...]:
+        """Classes that may be explained: all while folds are missing whose mean decides."""
+        if self._target is not None:
+            return (self.source.classes.index(self._target),)
+        return (self._decision(probability_K),) if len(self.folds) == 1 else tuple(range(len(self.source.classes)))
+
+    def _explanation(self, parts: _FoldParts, target: int) -> FoldExplanation:
+        return FoldExplanation(
+            fold=parts.fold,
+            probability=self._by_class(parts.probability_K),
+            map_DHW=combined_map(parts.cams[target], self.source.config.ct.shape_DHW).numpy(),
+            radiomics_R=parts.radiomics.values_N,
+            fields={REPORT_FIELD if name is None else name: value for name, value in parts.fields.items()},
+            completeness={"radiomics": _completeness(parts.radiomics), "clinical": _completeness(parts.text)},
+            attention=parts.attention,
         )
 
     def _by_class(self, p_K: Float[np.ndarray, " K"]) -> dict[str, float]:
         return {name: float(p) for name, p in zip(self.source.classes, p_K, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NetworkRun:
+    """One run of a fold's network on a case, with the graph from the first stage's output on."""
+
+    encoded: EncodedCase
+    """Features of both encoders, without a graph."""
+    fused: FusionOutput
+    """Logits and aligned features."""
+    stages: list[torch.Tensor]
+    """Outputs of the stages."""
+
+    def cams(self, classes: tuple[int, ...]) -> dict[int, list[torch.Tensor]]:
+        """Class -> CAM of each stage; the graph is freed."""
+        logits_K = self.fused.logits_BK[0]
+        return {k: cams_of(logits_K[k], self.stages, keep_graph=k != classes[-1]) for k in classes}
+
+
+def _run_network(network: TmiClnet, inputs: FoldInputs) -> _NetworkRun:
+    text = encode_text(network, inputs)
+    ct: list[torch.Tensor] = []
+    fused: list[FusionOutput] = []
+
+    def forward() -> torch.Tensor:
+        ct.append(network.encode_ct(inputs.ct))
+        fused.append(network.fuse(ct[0], text, inputs.radiomics))
+        return fused[0].logits_BK
+
+    _, outputs = run_recorded(forward, _stages(network))
+    encoded = EncodedCase(ct_features=ct[0].detach(), text_features=text)
+    return _NetworkRun(encoded=encoded, fused=fused[0], stages=outputs)
+
+
+def _stages(network: TmiClnet) -> list[torch.nn.Module]:
+    return [getattr(network.ct_encoder.backbone, name) for name in STAGES]
 
 
 def ct_map(
@@ -218,8 +292,7 @@ def ct_map(
         logit: torch.Tensor = network.fuse(features, text_features, inputs.radiomics).logits_BK[0, target]
         return logit
 
-    stages = [getattr(network.ct_encoder.backbone, name) for name in STAGES]
-    _, cams = stage_cams(forward, stages)
+    _, cams = stage_cams(forward, _stages(network))
     map_DHW: Float[np.ndarray, "D H W"] = combined_map(cams, shape_DHW).numpy()
     return map_DHW
 
@@ -241,6 +314,15 @@ def softmax(logits_K: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
 def _completeness(attribution: Attribution) -> dict[str, float]:
     record = asdict(attribution)
     return {name: record[name] for name in ("output", "baseline", "error", "steps")}
+
+
+def explanation_threads(config: Config, threads: int | None) -> int | None:
+    """Torch's threads for a command: the given number; without one, one for a small CT, else None, which is torch's.
+
+    The operations of a small network take less time than the synchronisation of threads on a machine with other work.
+    """
+    small = math.prod(config.ct.shape_DHW) <= SMALL_CT_VOXELS
+    return 1 if threads is None and small else threads
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tmi.runtime.explanation.model_source import FoldModel
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 
 
@@ -58,12 +57,3 @@ class EncodedCase:
     """CT features."""
     text_features: Float[Tensor, "1 C"]
     """Text features."""
-
-
-@torch.inference_mode()
-def encode(network: TmiClnet, inputs: FoldInputs) -> EncodedCase:
-    """Features of both encoders, without gradients."""
-    return EncodedCase(
-        ct_features=network.encode_ct(inputs.ct),
-        text_features=network.encode_text(inputs.input_ids, inputs.attention_mask),
-    )

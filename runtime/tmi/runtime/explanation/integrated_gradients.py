@@ -10,20 +10,20 @@ f is the log-odds of one fold's model with the other two modalities fixed. x' is
 
 Positive values contribute towards `bad`, negative ones towards `good`. The integral is a Gauss-Legendre sum. The number
 of its points is doubled until the completeness error is within 1 % or 0.001, or until `MAX_STEPS`; the error is
-reported. Source: M. Sundararajan et al. 2017. captum computes the integral.
+reported. Source: M. Sundararajan et al. 2017; captum is the reference of the tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, LayerIntegratedGradients
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.special import roots_legendre
 from torch import Tensor
 
 from tmi.runtime.explanation.inputs import EncodedCase, FoldInputs, log_odds
@@ -38,8 +38,14 @@ TOLERANCE = 0.01
 """Allowed completeness error as a fraction of |f(x) - f(x')|."""
 ABSOLUTE_TOLERANCE = 1e-3
 """Allowed completeness error in log-odds: at most a quarter of a thousandth in probability."""
-TEXT_BATCH_SIZE = 4
-"""Texts per run of BERT: 512 tokens with the full-size preset take about 0.3 GB each."""
+RADIOMICS_BATCH_SIZE = 256
+"""Points of radiomics in one run of the fusion."""
+TEXT_BATCH_BYTES = 1_250_000_000
+"""Memory of the points of a text in one run of BERT."""
+MAX_TEXT_BATCH_SIZE = 16
+"""Larger runs of BERT are no faster per point."""
+TEXT_BYTES_PER_VALUE = 64
+"""Memory of a point for each token, hidden value and layer: 0.3 GB for 512 tokens with the full-size preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +66,17 @@ class Attribution:
 
 def radiomics_attribution(network: TmiClnet, inputs: FoldInputs, encoded: EncodedCase, positive: int) -> Attribution:
     """Attributions of the 1,781 scaled features."""
-    # Clones: inference tensors cannot be part of an autograd graph.
-    ct, text = encoded.ct_features.clone(), encoded.text_features.clone()
+    ct, text = encoded.ct_features, encoded.text_features
 
     def f(radiomics: Tensor) -> Tensor:
         rows = len(radiomics)
         return log_odds(network.fuse(ct.expand(rows, -1), text.expand(rows, -1), radiomics).logits_BK, positive)
 
-    method = IntegratedGradients(f)
-    baseline = torch.zeros_like(inputs.radiomics)
+    end = inputs.radiomics
+    start = torch.zeros_like(end)
     return _integrate_until_complete(
-        lambda steps: _captum(method, inputs.radiomics, baselines=baseline, n_steps=steps),
-        lambda: (f(inputs.radiomics), f(baseline)),
+        lambda points: integrated_gradients(f, start, end, points=points, batch_size=RADIOMICS_BATCH_SIZE),
+        lambda: (f(end), f(start)),
         max_steps=MAX_STEPS["radiomics"],
     )
 
@@ -89,7 +94,7 @@ def text_attribution(
         offsets: token offsets from `Tokenizer.offsets`; (0, 0) marks a special token, which is unchanged in the
             baseline.
     """
-    ct = encoded.ct_features.clone()
+    ct = encoded.ct_features
 
     def f(input_ids: Tensor) -> Tensor:
         rows = len(input_ids)
@@ -100,25 +105,73 @@ def text_attribution(
     baseline = inputs.input_ids.clone()
     content = [position for position, (start, end) in enumerate(offsets) if end > start]
     baseline[0, content] = 0  # [PAD] has id 0
-    method = LayerIntegratedGradients(f, network.text_encoder.bert.embeddings.word_embeddings)
+    words = network.text_encoder.bert.embeddings.word_embeddings
 
-    def integrate(steps: int) -> Tensor:
-        attributions = _captum(
-            method, inputs.input_ids, baselines=baseline, n_steps=steps, internal_batch_size=TEXT_BATCH_SIZE
-        )
-        return attributions.sum(dim=-1)
+    def f_of_embeddings(embedded: Tensor) -> Tensor:
+        handle = words.register_forward_hook(lambda module, ids, output: embedded)
+        try:
+            return f(inputs.input_ids.expand(len(embedded), -1))
+        finally:
+            handle.remove()
+
+    def integrate(points: int) -> Tensor:
+        return integrated_gradients(
+            f_of_embeddings,
+            words(baseline),
+            words(inputs.input_ids),
+            points=points,
+            batch_size=text_batch_size(network, inputs.input_ids.shape[1]),
+        ).sum(dim=-1)
 
     return _integrate_until_complete(
         integrate, lambda: (f(inputs.input_ids), f(baseline)), max_steps=MAX_STEPS["clinical"]
     )
 
 
-def _captum(method: IntegratedGradients | LayerIntegratedGradients, inputs: Tensor, **options: Any) -> Tensor:
-    """Attributions of the one row; the case is rejected (`attribution-failed`) if captum or torch fails."""
+def text_batch_size(network: TmiClnet, tokens: int) -> int:
+    """Points of a text in one run of BERT: as many as fit into `TEXT_BATCH_BYTES`, at most `MAX_TEXT_BATCH_SIZE`."""
+    config = network.text_encoder.bert.config
+    point_bytes = TEXT_BYTES_PER_VALUE * tokens * config.hidden_size * config.num_hidden_layers
+    return int(min(max(1, TEXT_BATCH_BYTES // point_bytes), MAX_TEXT_BATCH_SIZE))
+
+
+@cache
+def gauss_legendre(points: int) -> tuple[Float[NDArray[np.float64], " points"], Float[NDArray[np.float64], " points"]]:
+    """Points in [0, 1] of a Gauss-Legendre sum, and their weights. Computed once for each number of points."""
+    roots, weights = roots_legendre(points)
+    return 0.5 * (1.0 + roots), 0.5 * weights
+
+
+def integrated_gradients(
+    f: Callable[[Tensor], Tensor],
+    start: Float[Tensor, "1 *x"],
+    end: Float[Tensor, "1 *x"],
+    *,
+    points: int,
+    batch_size: int,
+) -> Float[Tensor, " *x"]:
+    """Integrated gradients of `f` from `start` to `end`. The case is rejected (`attribution-failed`) if torch fails.
+
+    Args:
+        f: one value for each row; a row's value depends on no other row.
+        start: the baseline.
+        end: the explained input.
+        points: number of points of the Gauss-Legendre sum.
+        batch_size: number of points in one run of `f`.
+    """
     fix = "explain it on a machine with more memory, or predict it without an explanation (tmi predict)"
-    with library_call("captum", code="attribution-failed", task="attribute the prediction", fix=fix):
-        values: Tensor = method.attribute(inputs, **options)[0]
-    return values
+    rows = (-1, *[1] * (start.ndim - 1))
+    alphas, weights = (torch.from_numpy(v).to(start.dtype).reshape(rows) for v in gauss_legendre(points))
+    change = end - start
+    gradient = torch.zeros_like(start[0])
+    with library_call("torch", code="attribution-failed", task="attribute the prediction", fix=fix):
+        for first in range(0, points, batch_size):
+            weight = weights[first : first + batch_size]
+            with torch.enable_grad():
+                path = (start + alphas[first : first + batch_size] * change).requires_grad_()
+                (slope,) = torch.autograd.grad(f(path).sum(), path)
+            gradient += (weight * slope).sum(dim=0)
+    return gradient * change[0]
 
 
 def _integrate_until_complete(
@@ -130,8 +183,7 @@ def _integrate_until_complete(
     bound = max(TOLERANCE * abs(output - baseline), ABSOLUTE_TOLERANCE)
     steps = INITIAL_STEPS
     while True:
-        with torch.enable_grad():
-            values = integrate(steps).detach().double().numpy()
+        values = integrate(steps).detach().double().numpy()
         error = float(values.sum()) - (output - baseline)
         if abs(error) <= bound or steps >= max_steps:
             return Attribution(values_N=values, output=output, baseline=baseline, error=error, steps=steps)

@@ -1,4 +1,4 @@
-"""Fold models of a run or bundle as networks with gradients, one fold in memory at a time.
+"""Fold models of a run or bundle as networks with gradients; large ones are in memory one at a time.
 
 A run stores complete models. A bundle stores the eager weights of its graphs (`weights/`), which are reassembled here;
 the compiled graphs of an engine have no gradients. Outputs of both are calibrated: a bundle's weights include the
@@ -38,6 +38,8 @@ from tmi.toolkit.run_folder import RUN_FILE, FoldFolder, RunFolder, select_folds
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, read_bytes
 from tmi.toolkit.storage.hashing import sha256_file
 
+KEPT_BYTES = 512 * 2**20
+"""Weights of folds that stay in memory, so that the next case does not load them again: all folds of a small preset."""
 EAGER = "eager"
 """Engine that runs the weights which are explained."""
 
@@ -88,7 +90,7 @@ class ModelSource:
     synthetic: bool
     """Whether the models were trained on synthetic cases."""
     load: Callable[[int], FoldModel]
-    """Loads the model of a fold; the last one is cached."""
+    """Loads the model of a fold; the last one is kept, and as many others as fit into `KEPT_BYTES`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ def open_run_models(folder: Path) -> ModelSource:
         folds=tuple(split.fold for split in run.folds),
         threshold=run.threshold,
         synthetic=bool(run.state.get("cohort", {}).get("synthetic", False)),
-        load=_cache_last_fold(load),
+        load=keep_folds(load),
     )
 
 
@@ -227,7 +229,7 @@ def bundle_models(bundle: Bundle, *, threads: int | None = None, log: LogCallbac
         folds=tuple(positions),
         threshold=manifest.threshold,
         synthetic=manifest.synthetic,
-        load=_cache_last_fold(load),
+        load=keep_folds(load),
     )
 
 
@@ -244,17 +246,31 @@ def _can_be_explained(config: Config) -> bool:
     return active_modalities(config) in configured_model(config).explained
 
 
-def _cache_last_fold(load: Callable[[int], FoldModel]) -> Callable[[int], FoldModel]:
-    """Cache the last fold: it takes 0.7 GB with the full-size preset, so only one is kept in memory."""
-    cache: dict[int, FoldModel] = {}
+def keep_folds(load: Callable[[int], FoldModel], *, kept_bytes: int = KEPT_BYTES) -> Callable[[int], FoldModel]:
+    """Keep the folds that fit into `kept_bytes`, and the last one: with the full-size preset each takes 0.7 GB.
 
-    def cached(fold: int) -> FoldModel:
-        if fold not in cache:
-            cache.clear()
-            cache[fold] = load(fold)
-        return cache[fold]
+    Folds are asked for in the same order for every case, so that dropping the oldest one would keep none that is
+    needed.
+    """
+    kept: dict[int, FoldModel] = {}
+    last: dict[int, FoldModel] = {}
+    free = kept_bytes
 
-    return cached
+    def loaded(fold: int) -> FoldModel:
+        nonlocal free
+        if fold in kept:
+            return kept[fold]
+        if fold not in last:
+            last.clear()
+            model = load(fold)
+            size = sum(tensor.nbytes for tensor in model.network.state_dict().values())
+            place = kept if size <= free else last
+            place[fold] = model
+            free -= size if place is kept else 0
+            return model
+        return last[fold]
+
+    return loaded
 
 
 def _bundled_weights(bundle: Bundle, fold: FoldSpec, position: int) -> dict[str, Tensor]:

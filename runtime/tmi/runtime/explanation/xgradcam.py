@@ -49,15 +49,12 @@ def unit_range(values: Tensor) -> Tensor:
     return (values - low) / (high - low)
 
 
-def stage_cams(forward: Callable[[], Tensor], stages: Sequence[nn.Module]) -> tuple[Tensor, list[Tensor]]:
-    """Logit, and CAM of each stage on the stage's grid.
+def run_recorded(forward: Callable[[], Tensor], stages: Sequence[nn.Module]) -> tuple[Tensor, list[Tensor]]:
+    """Output of the network with its autograd graph, and the output of each stage.
 
     Args:
-        forward: runs the network once and returns the logit of the explained class for one case.
+        forward: runs the network once, for one case.
         stages: modules that `forward` runs, in the network's order, each with an output [1,C,...].
-
-    Returns:
-        The logit, and one CAM for each stage.
     """
     outputs: list[Tensor] = []
 
@@ -70,19 +67,44 @@ def stage_cams(forward: Callable[[], Tensor], stages: Sequence[nn.Module]) -> tu
     handles: list[Any] = [stage.register_forward_hook(record) for stage in stages]
     try:
         with torch.enable_grad():
-            logit = forward()
+            result = forward()
     finally:
         for handle in handles:
             handle.remove()
     if len(outputs) != len(stages):
         raise ValueError(f"{len(outputs)} stages ran, not {len(stages)}")
-    gradients = torch.autograd.grad(logit, outputs, allow_unused=True)
+    return result, outputs
+
+
+def cams_of(logit: Tensor, outputs: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:
+    """CAM of each stage on the stage's grid.
+
+    Args:
+        logit: a logit of `run_recorded`'s output.
+        outputs: the outputs of the stages.
+        keep_graph: whether the CAMs of another logit of the same run follow.
+    """
+    gradients = torch.autograd.grad(logit, outputs, allow_unused=True, retain_graph=keep_graph)
     cams: list[Tensor] = []
     for output, gradient in zip(outputs, gradients, strict=True):
         if gradient is None:
             raise ValueError("the logit does not depend on a stage")
         cams.append(xgradcam(output.detach()[0], gradient[0]))
-    return logit.detach(), cams
+    return cams
+
+
+def stage_cams(forward: Callable[[], Tensor], stages: Sequence[nn.Module]) -> tuple[Tensor, list[Tensor]]:
+    """Logit, and CAM of each stage on the stage's grid.
+
+    Args:
+        forward: runs the network once and returns the logit of the explained class for one case.
+        stages: as in `run_recorded`.
+
+    Returns:
+        The logit, and one CAM for each stage.
+    """
+    logit, outputs = run_recorded(forward, stages)
+    return logit.detach(), cams_of(logit, outputs)
 
 
 def combined_map(cams: Sequence[Float[Tensor, "d h w"]], shape_DHW: tuple[int, int, int]) -> Float[Tensor, "D H W"]:

@@ -12,13 +12,17 @@ import torch
 from factories.cases import write_case
 from factories.nano import nano
 from factories.random_run import write_random_run
-from tmi.runtime.explanation.inputs import encode, fold_inputs, log_odds
+from tmi.runtime.explanation.inputs import EncodedCase, fold_inputs, log_odds
 from tmi.runtime.explanation.integrated_gradients import (
     ABSOLUTE_TOLERANCE,
+    MAX_TEXT_BATCH_SIZE,
     TOLERANCE,
+    gauss_legendre,
+    integrated_gradients,
     radiomics_attribution,
     sum_by_field,
     text_attribution,
+    text_batch_size,
 )
 from tmi.runtime.explanation.model_source import open_run_models
 from tmi.runtime.explanation.results import (
@@ -58,7 +62,12 @@ def encoded_fold(source, case):
     model = source.load(0)
     model.fused.fusion.head.densenet.class_layers.out.weight.mul_(1000.0)
     inputs = fold_inputs(prepared, model, source.config)
-    return model, inputs, encode(model.network, inputs), prepared
+    with torch.no_grad():
+        encoded = EncodedCase(
+            ct_features=model.fused.encode_ct(inputs.ct),
+            text_features=model.fused.encode_text(inputs.input_ids, inputs.attention_mask),
+        )
+    return model, inputs, encoded, prepared
 
 
 def log_odds_with(model, inputs, **changes) -> float:
@@ -104,6 +113,76 @@ def test_text_attribution_is_complete(encoded_fold, source, case):
     assert sum(v for v in fields.values() if v is not None) == pytest.approx(attribution.values_N.sum(), abs=1e-9)
     assert abs(attribution.values_N.sum() - change) <= max(1.1 * TOLERANCE * abs(change), ABSOLUTE_TOLERANCE)
     assert attribution.values_N[[0, -1]].tolist() == [0, 0]  # [CLS] and [SEP] are equal in the baseline
+
+
+def test_attributions_equal_captums(encoded_fold, source):
+    """Attributions of features and tokens equal captum's with the same number of points."""
+    from captum.attr import IntegratedGradients, LayerIntegratedGradients
+
+    model, inputs, encoded, prepared = encoded_fold
+    network = model.network
+
+    def f_radiomics(x):
+        ct, text = (v.expand(len(x), -1) for v in (encoded.ct_features, encoded.text_features))
+        return log_odds(network.fuse(ct, text, x).logits_BK, 1)
+
+    def f_text(ids):
+        text = network.encode_text(ids, inputs.attention_mask.expand(len(ids), -1))
+        ct, radiomics = (v.expand(len(ids), -1) for v in (encoded.ct_features, inputs.radiomics))
+        return log_odds(network.fuse(ct, text, radiomics).logits_BK, 1)
+
+    offsets = model.tokenizer.offsets(prepared.text, max_length=source.config.clinical.max_length)
+    radiomics = radiomics_attribution(network, inputs, encoded, 1)
+    text = text_attribution(network, inputs, encoded, 1, offsets)
+    empty = inputs.input_ids.clone()
+    empty[0, 1:-1] = 0
+    words = network.text_encoder.bert.embeddings.word_embeddings
+    by_captum = [
+        IntegratedGradients(f_radiomics).attribute(inputs.radiomics, n_steps=radiomics.steps)[0],
+        LayerIntegratedGradients(f_text, words)
+        .attribute(inputs.input_ids, baselines=empty, n_steps=text.steps)[0]
+        .sum(dim=-1),
+    ]
+    for own, expected in zip((radiomics.values_N, text.values_N), by_captum, strict=True):
+        reference = expected.detach().numpy()
+        np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-5 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+def test_integral_of_a_polynomial_is_exact(batch_size):
+    """The sum is exact for a polynomial, whatever the number of points in one run."""
+    start, end = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64), torch.tensor([[2.0, 3.0, 2.0]]).double()
+    rows = []
+
+    def f(x):
+        rows.append(len(x))
+        return (x**3).sum(dim=1)
+
+    values = integrated_gradients(f, start, end, points=16, batch_size=batch_size)
+    torch.testing.assert_close(values, (end**3 - start**3)[0], rtol=1e-12, atol=1e-12)
+    assert sum(rows) == 16
+    assert max(rows) == batch_size
+
+
+def test_points_are_computed_once():
+    """The points of a sum, whose computation grows with the square of their number, are computed once a process."""
+    assert gauss_legendre(64) is gauss_legendre(64)
+    points, weights = np.polynomial.legendre.leggauss(64)
+    np.testing.assert_allclose(gauss_legendre(64)[0], 0.5 * (1 + points), rtol=1e-12)
+    np.testing.assert_allclose(gauss_legendre(64)[1], 0.5 * weights, rtol=1e-9)
+
+
+def test_runs_of_bert_fit_into_memory():
+    """BERT-base with 512 tokens takes 4 points in a run, a small encoder the most that is useful."""
+    from types import SimpleNamespace
+
+    def network(hidden, layers):
+        config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers)
+        return SimpleNamespace(text_encoder=SimpleNamespace(bert=SimpleNamespace(config=config)))
+
+    assert text_batch_size(network(768, 12), 512) == 4
+    assert text_batch_size(network(64, 2), 512) == MAX_TEXT_BATCH_SIZE
+    assert text_batch_size(network(4096, 48), 512) == 1
 
 
 def test_tokens_are_assigned_to_their_sentences(source, case):
