@@ -70,7 +70,8 @@ PUBLIC_NAMES = {
         BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
         bundle_models case_document ct_only_document ct_only_map explain explain_case explanation_threads
         feature_class grey image_type legend_colours map_colours open_bundle_models open_run_models require_ct_only
-        save_montage strongest_fields sum_by_group top_features torch_threads write_explanation
+        require_explanation_memory save_montage strongest_fields sum_by_group top_features torch_threads
+        write_explanation
     """,
     "tmi.runtime.inference": """
         EmbeddingCache EncodedBranch Features TokenIds Tokens concatenate_tokens encode_ct encode_text encoder_graphs
@@ -117,8 +118,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator AvailableMemory BufferPool Ignored Span StageTimer available_cores
-        available_memory disable_telemetry end_with_input end_with_parent initialize_worker
-        library_call provide_user quiet sum_spans worker_pool
+        available_memory disable_telemetry end_with_input end_with_parent format_memory initialize_worker
+        library_call provide_user quiet require_memory sum_spans worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig
@@ -147,9 +148,9 @@ PUBLIC_NAMES = {
         USE_CODES shortened
     """,
     "tmi.toolkit.models": """
-        AnyModule Logits MultimodalNetwork active_encoder active_modalities apply_temperature
+        AnyModule Logits MetaNetwork MultimodalNetwork active_encoder active_modalities apply_temperature
         assemble_network configured_model create_network create_network_part create_with_weights encoder_names
-        encoder_roles feature_width load_weights_strict
+        encoder_roles feature_width live_bytes load_weights_strict meta_network
     """,
     "tmi.toolkit.models.baselines": """
         HfbsurvFusion MmdFusion MmdOutput SimpleFfFusion SliceFeatures

@@ -38,6 +38,8 @@ class ExportSettings:
     bundle's typed graphs, if it has any, else `DEFAULT_PRECISION`."""
     options: BuildOptions = field(default_factory=BuildOptions)
     """Build options of TensorRT engines. The maximum text length is always the run's."""
+    check_memory: bool = True
+    """Whether the machine's memory is compared with the need before a network runs."""
     created: str | None = None
     """Time to record as that of the export; None: `tmi.export.bundle.reproducible.export_time`."""
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file as save_tensors
 
 from tmi.export.bundle.additions import require_same_references, require_same_run, require_same_weights
 from tmi.export.bundle.context import WEIGHTS, ExportContext
+from tmi.export.bundle.memory_fit import require_export_memory
 from tmi.export.bundle.reproducible import sort_metadata
 from tmi.export.bundle.run_record import recorded_versions, run_record
 from tmi.export.checks.acceptance import (
@@ -71,11 +72,14 @@ def partition(context: ExportContext) -> None:
     Raises:
         DamagedError: the run records no rendering version, or a tokenizer does not fit its embedding table.
         UsageError: `base` is an export of another run.
+        UnavailableError: the machine has too little memory.
     """
     run = context.run
     context.models = models = FoldModels(run)
     context.progress("finding which folds share an encoder")
     context.partition = found = partition_run(run, models.weights)
+    if context.settings.check_memory:
+        require_export_memory(run.config, found, simulated=bool(context.plans))
     _require_vocabularies(_vocabularies(found), run.config)
     manifest, copied = _new_manifest(context)
     if context.base is not None:

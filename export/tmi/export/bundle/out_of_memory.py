@@ -2,7 +2,7 @@
 
 Each library raises its own exception, and the parity checks record an engine's exception as a failed check. Without the
 conversion a machine with too little memory would look like a model that differs. A process that the kernel kills (exit
-code 137) raises nothing; `docs/tensorrt.md` lists the memory that an export needs.
+code 137) raises nothing; `tmi.export.bundle.memory_fit` compares the need with the machine before.
 """
 
 from __future__ import annotations

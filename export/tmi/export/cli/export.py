@@ -71,6 +71,10 @@ def export(
     workspace_mib: Workspace = None,
     plan_weights: PlanWeights = "inside",
     timing_cache: TimingCache = None,
+    no_memory_check: Annotated[
+        bool,
+        typer.Option("--no-memory-check", help="Export even if the machine has less memory than the export needs."),
+    ] = False,
     key: Annotated[
         list[Path] | None,
         typer.Option(
@@ -159,7 +163,9 @@ def export(
     check_request(run, None if add else out, artefacts=engine, precision=precision, force=force)
     if add:
         require_addable(out, engine, precision=precision, force=force)
-    settings = ExportSettings(cases=tuple(cases or ()), precision=precision, options=options)
+    settings = ExportSettings(
+        cases=tuple(cases or ()), precision=precision, options=options, check_memory=not no_memory_check
+    )
     signed = add and (out / SIGNATURE_FILE).exists()
     try:
         with show_steps("loading torch") as step:

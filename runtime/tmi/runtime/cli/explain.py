@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from tmi.runtime.explanation.model_source import ModelSource
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.cli.progress import Task
+    from tmi.toolkit.config.schema import Config
 
+NoMemoryCheck = Annotated[
+    bool, typer.Option("--no-memory-check", help="Start even if the machine has less memory than an explanation needs.")
+]
 SUMMARY = (
     Column("case"),
     Column("p(bad)", right=True),
@@ -96,6 +100,7 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    no_memory_check: NoMemoryCheck = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing folders of cases.")] = False,
 ) -> None:
     """Explain predictions: a relevance map on the CT and attributions of features. For research use only.
@@ -128,7 +133,8 @@ def explain(
     resolved = resolve_cases(cases, mask_label=parse_mask_label(mask_label))
     with output_lock(out, kind="explanation"):
         require_absent_outputs([out / case.case_id for case in resolved], force=force)
-        source = open_models(run, bundle, key=key, threads=threads, fold=fold)
+        check = None if no_memory_check else partial(_require_memory, sanity=not quick)
+        source = open_models(run, bundle, key=key, threads=threads, fold=fold, check_memory=check)
 
         from tmi.runtime.explanation.explainer import explanation_threads, torch_threads  # torch, after all checks
 
@@ -159,19 +165,23 @@ def open_models(
     key: Sequence[Path] | None = None,
     threads: int | None = None,
     fold: str = "ensemble",
+    check_memory: Callable[[Config], None] | None = None,
 ) -> ModelSource:
     """Open the models of a run, of a bundle, or of the default bundle, which is then named on standard error.
 
     A key must have signed the bundle; a run has no signature. A bundle's weights run the self-test first.
+    `check_memory` raises before that if the machine has too little memory; None: it is not checked.
 
     Raises:
         DamagedError: the bundle is damaged or not signed by the key.
         ParityError: the bundle's weights do not give the outputs of the validated model.
+        UnavailableError: too little memory.
         UsageError: no such run, bundle or fold, or a run of a CT-only network.
     """
     from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.toolkit.run_folder import select_folds
 
+    check = check_memory or (lambda config: None)
     if run is not None:
         from tmi.runtime.explanation.model_source import open_run_models
 
@@ -180,13 +190,24 @@ def open_models(
             raise UsageError(
                 f"run {run} uses the CT alone", fix="give a run of all three modalities, and this one as --ct-only"
             )
+        check(source.config)
         return source
     opened = open_trusted_bundle(resolve_bundle(bundle), key)
     select_folds(fold, [spec.fold for spec in opened.manifest.folds], of=f"bundle {opened.folder}")
 
     from tmi.runtime.explanation.model_source import bundle_models  # torch, after all checks
 
-    return bundle_models(opened, threads=threads, log=partial(echo, err=True))
+    return bundle_models(opened, threads=threads, log=partial(echo, err=True), check_memory=check)
+
+
+def _require_memory(config: Config, *, sanity: bool) -> None:
+    from tmi.runtime.explanation.memory_fit import require_explanation_memory
+
+    fix = "close other programs, use a machine with more memory, or write pages without maps: tmi report --quick"
+    fix = f"{fix}; --no-memory-check explains as it is"
+    require_explanation_memory(
+        config, sanity=sanity, fix=f"--quick leaves out the sanity check; {fix}" if sanity else fix
+    )
 
 
 def make_explainer(

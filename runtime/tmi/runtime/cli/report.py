@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tmi.runtime.cli.explain import NoMemoryCheck
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, resolve_bundle
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tmi.runtime.serving.results import CaseResult
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.cli.progress import Task
+    from tmi.toolkit.config.schema import Config
 
 INDEX_FILE = "index.html"
 
@@ -74,6 +76,7 @@ def report(
         bool,
         typer.Option("--resume", help="Continue an interrupted report: keep the pages whose inputs are the same."),
     ] = False,
+    no_memory_check: NoMemoryCheck = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")] = False,
 ) -> None:
     """Write a self-contained HTML page for each case, and an index. For research use only.
@@ -119,7 +122,7 @@ def report(
             progress = stack.enter_context(show_progress())
             explainer = None
             if not quick:
-                explainer = _open_explainer(opened, threads, progress.step, stack)
+                explainer = _open_explainer(opened, threads, progress.step, stack, checked=not no_memory_check)
             log = partial(echo, err=True)
             predictor = stack.enter_context(Predictor.open(opened, engine=engine, threads=threads, log=log))
             task = progress.add("writing pages", len(resolved), unit="cases")
@@ -173,15 +176,38 @@ def _require_output(out: Path, *, force: bool, resume: bool) -> None:
             raise UsageError(f"{out} is not a report that can be continued", fix=fix) from error
 
 
-def _open_explainer(bundle: Bundle, threads: int | None, step: Callable[[str], None], stack: ExitStack) -> Explainer:
-    """Open the weights of the bundle, whose self-test runs first; torch's threads are set until the stack closes."""
+def _open_explainer(
+    bundle: Bundle, threads: int | None, step: Callable[[str], None], stack: ExitStack, *, checked: bool
+) -> Explainer:
+    """Open the weights of the bundle, whose self-test runs first; torch's threads are set until the stack closes.
+
+    With `checked`, the memory of the machine is compared with the need before that.
+    """
     from tmi.runtime.cli.explain import make_explainer
     from tmi.runtime.explanation.explainer import explanation_threads, torch_threads
     from tmi.runtime.explanation.model_source import bundle_models
 
-    source = bundle_models(bundle, threads=threads, log=partial(echo, err=True))
+    check = partial(_require_memory, bundle) if checked else (lambda config: None)
+    source = bundle_models(bundle, threads=threads, log=partial(echo, err=True), check_memory=check)
     stack.enter_context(torch_threads(explanation_threads(source.config, threads)))
     return make_explainer(source, "ensemble", None, step)
+
+
+def _require_memory(bundle: Bundle, config: Config) -> None:
+    from tmi.runtime.explanation.memory_fit import require_explanation_memory
+
+    # The engine of the prediction stays open with the graphs of all folds.
+    graphs = max(
+        sum(bundle.manifest.files[g.artefacts[kind]].bytes for g in bundle.manifest.graphs if kind in g.artefacts)
+        for kind in {kind for g in bundle.manifest.graphs for kind in g.artefacts}
+    )
+    require_explanation_memory(
+        config,
+        sanity=False,
+        beside=graphs,
+        fix="--quick leaves out the map and the contributions; or use a machine with more memory; "
+        "--no-memory-check explains as it is",
+    )
 
 
 def _write_cases(cases: Sequence[Case], pages: _Pages, task: Task) -> list[CaseResult]:

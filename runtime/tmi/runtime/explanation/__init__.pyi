@@ -10,6 +10,7 @@ from .explainer import Explainer as Explainer
 from .explainer import explanation_threads as explanation_threads
 from .explainer import torch_threads as torch_threads
 from .files import write_explanation as write_explanation
+from .memory_fit import require_explanation_memory as require_explanation_memory
 from .model_source import ModelSource as ModelSource
 from .model_source import bundle_models as bundle_models
 from .model_source import open_bundle_models as open_bundle_models

@@ -15,6 +15,7 @@ from tmi.runtime.explanation.anatomy import Anatomy, read_anatomy
 from tmi.runtime.explanation.explainer import Explainer, torch_threads
 from tmi.runtime.explanation.insertion_deletion import PerturbationCurves
 from tmi.runtime.explanation.localization import LocalizationMetrics
+from tmi.runtime.explanation.memory_fit import require_explanation_memory
 from tmi.runtime.explanation.model_source import ModelSource, bundle_models
 from tmi.runtime.explanation.parameter_randomization import RandomizationStep
 from tmi.runtime.explanation.results import (
@@ -96,10 +97,15 @@ def explain(
         UsageError: no such bundle or fold, or the bundle has no weights or not all three modalities.
         DamagedError: the bundle is damaged, or not signed by the key.
         ParityError: its weights do not give the outputs of the validated model.
-        UnavailableError: a package is missing.
+        UnavailableError: a package is missing, or the machine has too little memory.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_trusted_bundle(Path(bundle), key)
-    source = bundle_models(opened, threads=threads)
+    fix = "use a machine with more memory" + (", or sanity=False" if sanity else "")
+    source = bundle_models(
+        opened,
+        threads=threads,
+        check_memory=lambda config: require_explanation_memory(config, sanity=sanity, fix=fix),
+    )
     explainer = Explainer(source, source.select_folds(fold), target=target)
     with torch_threads(threads):
         return explain_case(load_case(case, mask_label=mask_label), explainer, steps=steps, sanity=sanity)

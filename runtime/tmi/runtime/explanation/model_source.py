@@ -174,13 +174,20 @@ def open_bundle_models(
     return bundle_models(open_trusted_bundle(folder, key), threads=threads, log=log)
 
 
-def bundle_models(bundle: Bundle, *, threads: int | None = None, log: LogCallback = lambda line: None) -> ModelSource:
+def bundle_models(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    log: LogCallback = lambda line: None,
+    check_memory: Callable[[Config], None] = lambda config: None,
+) -> ModelSource:
     """Models of an opened bundle. The first time on a machine its weights run the self-test of the engine `eager`.
 
     Args:
         bundle: the opened bundle.
         threads: threads of the self-test; None uses all cores.
         log: receives one line about a self-test.
+        check_memory: raises if the machine has too little memory; called before the self-test.
 
     Raises:
         UsageError: another network than TMI-CLNet with all three modalities.
@@ -203,6 +210,7 @@ def bundle_models(bundle: Bundle, *, threads: int | None = None, log: LogCallbac
         )
     clinical = manifest.clinical
     require_rendering(clinical.rendering, clinical.rendering_version, kind="bundle")
+    check_memory(config)
     _require_self_test(bundle, threads, log)
     positions = {spec.fold: (position, spec) for position, spec in enumerate(manifest.folds)}
 

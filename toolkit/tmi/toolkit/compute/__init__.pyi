@@ -4,6 +4,8 @@ from .cpu import available_cores as available_cores
 from .cpu import worker_pool as worker_pool
 from .memory import AvailableMemory as AvailableMemory
 from .memory import available_memory as available_memory
+from .memory import format_memory as format_memory
+from .memory import require_memory as require_memory
 from .silence import Ignored as Ignored
 from .silence import quiet as quiet
 from .stage_timer import Span as Span

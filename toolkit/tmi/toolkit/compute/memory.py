@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmi.toolkit.errors import UnavailableError
+
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -49,6 +51,43 @@ def available_memory() -> AvailableMemory | None:
     found = [] if (ram := _free_ram()) is None else [AvailableMemory(size=ram, source="RAM")]
     found += [AvailableMemory(size=size, source="limit of the control group") for size in _control_groups()]
     return min(found, key=lambda one: one.size, default=None)
+
+
+def require_memory(what: str, needed: int, *, fix: str) -> None:
+    """Raise if a task needs more memory than this process holds and can still take. Unknown memory is no reason.
+
+    Args:
+        what: the task, as the subject of a sentence: "the export".
+        needed: bytes of the whole process.
+        fix: what needs less memory.
+
+    Raises:
+        UnavailableError: it needs more.
+    """
+    there = available_memory()
+    if there is None:
+        return
+    available = there.size + _own_memory()
+    if needed > available:
+        raise UnavailableError(
+            f"{what} needs about {format_memory(needed)} of memory, and {format_memory(available)} is available "
+            f"({there.source})",
+            fix=fix,
+        )
+
+
+def format_memory(size: int) -> str:
+    """Format a number of bytes, for example `4.9 GiB` or `80 MiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
+
+
+def _own_memory() -> int:
+    """Bytes that this process holds and no other can take; 0 without /proc."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in (PROC / "self" / "status").read_text(encoding="ascii").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _free_ram() -> int | None:

@@ -1,6 +1,9 @@
 from .factory import assemble_network as assemble_network
 from .factory import create_network as create_network
 from .factory import create_network_part as create_network_part
+from .live_memory import MetaNetwork as MetaNetwork
+from .live_memory import live_bytes as live_bytes
+from .live_memory import meta_network as meta_network
 from .multimodal import MultimodalNetwork as MultimodalNetwork
 from .outputs import Logits as Logits
 from .registry import active_encoder as active_encoder

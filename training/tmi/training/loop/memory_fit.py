@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tmi.toolkit.compute.memory import AvailableMemory, available_memory
+from tmi.toolkit.compute.memory import AvailableMemory, available_memory, format_memory
 from tmi.toolkit.config.schema import Config, TextEncoderConfig
 from tmi.toolkit.errors import UnavailableError
 from tmi.toolkit.models.registry import configured_model
@@ -44,13 +44,13 @@ class MemoryFit:
     def summary(self) -> str:
         """One line on need, available memory and the choice."""
         if self.available is None:
-            return f"the training needs about {_gib(self.needed)}; the machine's free memory is unknown"
-        there = f"{_gib(self.available)} is available ({self.source})"
+            return f"the training needs about {format_memory(self.needed)}; the machine's free memory is unknown"
+        there = f"{format_memory(self.available)} is available ({self.source})"
         if not self.checkpointing:
-            return f"the training needs about {_gib(self.needed)}, and {there}"
+            return f"the training needs about {format_memory(self.needed)}, and {there}"
         return (
-            f"the training needs about {_gib(self.needed_as_set)}, and {there}: activation checkpointing is used, "
-            f"which needs {_gib(self.needed)}, takes longer and leaves the weights unchanged"
+            f"the training needs about {format_memory(self.needed_as_set)}, and {there}: activation checkpointing is "
+            f"used, which needs {format_memory(self.needed)}, takes longer and leaves the weights unchanged"
         )
 
     def document(self) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def fit_memory(config: Config, hardware: HardwareConfig, *, cases: int = 0) -> M
         if checkpointed <= available:
             return replace(fit, needed=checkpointed, checkpointing=True)
     raise UnavailableError(
-        f"the training needs about {_gib(as_set)} of memory, and {_gib(available)} is available ({source})",
+        f"the training needs about {format_memory(as_set)} of memory, and {format_memory(available)} is available "
+        f"({source})",
         fix=_proposals(config, hardware, cases, available),
     )
 
@@ -117,11 +118,12 @@ def require_text_memory(config: TextEncoderConfig, *, batch: int, length: int, t
     smaller = batch // 2
     while smaller >= 2:
         if (size := estimate_text_pretraining(config, batch=smaller, length=length, targets=targets)) <= there.size:
-            found.insert(0, f"--batch {smaller} ({_gib(size)}), or")
+            found.insert(0, f"--batch {smaller} ({format_memory(size)}), or")
             break
         smaller //= 2
     raise UnavailableError(
-        f"the pre-training needs about {_gib(needed)} of memory, and {_gib(there.size)} is available ({there.source})",
+        f"the pre-training needs about {format_memory(needed)} of memory, and {format_memory(there.size)} is available "
+        f"({there.source})",
         fix=f"{' '.join(found)}; --no-memory-check pre-trains as it is",
     )
 
@@ -138,10 +140,6 @@ def effective_config(config: Config, hardware: HardwareConfig) -> Config:
 
 def _with_checkpointing(config: Config) -> Config:
     return replace(config, train=replace(config.train, activation_checkpointing=True))
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
 
 
 def _device_memory(hardware: HardwareConfig) -> AvailableMemory | None:
@@ -197,7 +195,7 @@ def _proposals(config: Config, hardware: HardwareConfig, cases: int, available: 
         elif needed > available and options != checkpointing:
             needed, options = _needed(_with_checkpointing(changed), on, cases), f"{options} {checkpointing}"
         if needed <= available:
-            found.append(f"{options} ({_gib(needed)})")
+            found.append(f"{options} ({format_memory(needed)})")
         if len(found) == 3:
             break
     if found:
