@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tmi.runtime.explanation.explainer import STAGES
-from tmi.runtime.explanation.integrated_gradients import TEXT_BATCH_SIZE
+from tmi.runtime.explanation.integrated_gradients import text_batch_size
 from tmi.runtime.explanation.xgradcam import stage_cams
 from tmi.toolkit.compute.memory import require_memory
 from tmi.toolkit.config.schema import Config
@@ -72,7 +72,7 @@ def _map_bytes(meta: MetaNetwork) -> int:
 
 
 def _text_bytes(meta: MetaNetwork) -> int:
-    """Forward and backward pass of `TEXT_BATCH_SIZE` texts, from the gradient of the embeddings on."""
+    """Forward and backward pass of the texts of one run of BERT, from the gradient of the embeddings on."""
     network = meta.network
     if not isinstance(network, TmiClnet):
         return 0  # the CT-only network has no text
@@ -81,7 +81,7 @@ def _text_bytes(meta: MetaNetwork) -> int:
         return output.detach().requires_grad_()
 
     embeddings = network.text_encoder.bert.embeddings.word_embeddings
-    ids = meta.input_ids.expand(TEXT_BATCH_SIZE, -1)
+    ids = meta.input_ids.expand(text_batch_size(network, meta.input_ids.shape[1]), -1)
     handle = embeddings.register_forward_hook(with_gradient)
     try:
         with live_bytes() as live, torch.enable_grad():
