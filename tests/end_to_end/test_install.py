@@ -44,6 +44,7 @@ COMMANDS = {
     "export": ["export {run} --engine onnx --out exported"],
     "trt-rtx": ["export {run} --engine trt-rtx --precision fp16 --target sm80 --out exported"],
     "sign": ["sign {copy} --key {key}"],
+    "serve": ["serve --help"],
     "all": ["synth made --cases 2"],
 }
 """Extra -> the commands that are run with it, besides `tmi doctor`."""

@@ -27,14 +27,16 @@ DOWNLOAD = Reason(
     "needs weights of hundreds of megabytes from their authors",
     lambda words: {"r3d50_K_200ep.pth", "biobert-v1.1/"} & set(words) != set(),
 )
+SERVES = Reason("runs until a signal; tests/end_to_end/test_serve.py runs it", lambda words: words[0] == "serve")
 SYNOPSIS = Reason("names the options, with placeholders", lambda words: any(w.startswith("[--") for w in words))
-REASONS = (GPU, NODES, DEVICES, DOWNLOAD, SYNOPSIS)
+REASONS = (GPU, NODES, DEVICES, DOWNLOAD, SERVES, SYNOPSIS)
 
 RUN_PROGRAMS = ("tmi", "openssl")
 """Programs whose lines are run."""
 OTHER_PROGRAMS: Mapping[str, str] = {
     "make": "its targets run the tests; the lines of `make demo` are those of README's session",
     "pip": "tests/end_to_end/test_install.py installs each extra",
+    "curl": "tests/unit/runtime/service/test_service.py sends such forms",
     "gh": "needs a published release",
 }
 """Programs whose lines are not run -> why."""

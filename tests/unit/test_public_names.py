@@ -81,6 +81,10 @@ PUBLIC_NAMES = {
     "tmi.runtime.report": """
         CASES case_page finished_result index_page inputs_digest page_record
     """,
+    "tmi.runtime.service": """
+        CaseQueue LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceMetrics ServiceSettings bind
+        build_app read_token tls_context
+    """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS InferencePipeline
         Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts document

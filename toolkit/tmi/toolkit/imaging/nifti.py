@@ -391,12 +391,8 @@ def _input_error(what: str, fix: str, code: str, case_id: str) -> InputRejectedE
 
 def no_affine_error(name: str, case_id: str, kind: str) -> InputRejectedError:
     """Return the error for a file without usable geometry (`KIND-affine`)."""
-    return _input_error(
-        f"{name} has no usable affine (sform or qform), so its orientation is not known",
-        "export it again with its geometry",
-        f"{kind}-affine",
-        case_id,
-    )
+    what = f"{name} has no usable affine (sform or qform), so its orientation is not known"
+    return _input_error(what, "export it again with its geometry", f"{kind}-affine", case_id)
 
 
 def unreadable_error(

@@ -1,0 +1,8 @@
+"""A bundle as a service: Open Inference Protocol over HTTP, a queue of cases, metrics, and a server that drains.
+
+It predicts with `tmi.runtime.serving`, and has no preprocessing of its own.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from .app import build_app as build_app
+from .case_queue import CaseQueue as CaseQueue
+from .metrics import ServiceMetrics as ServiceMetrics
+from .request_errors import STATUS_OF as STATUS_OF
+from .request_errors import RequestError as RequestError
+from .server import LOOPBACK as LOOPBACK
+from .server import Listener as Listener
+from .server import bind as bind
+from .server import read_token as read_token
+from .server import tls_context as tls_context
+from .service import PredictionService as PredictionService
+from .service import ServiceSettings as ServiceSettings

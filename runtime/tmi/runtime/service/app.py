@@ -1,0 +1,313 @@
+"""HTTP application of the service: routes, access, bodies, errors, and one record in the log for each request.
+
+No response, log record or metric holds content of a request but the case id in the response of its own request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from time import monotonic, perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from tmi.runtime.service.metrics import CONTENT_TYPE
+from tmi.runtime.service.protocol import BINARY_HEADER, parse_request, write_response
+from tmi.runtime.service.request_errors import REJECTED, RequestError, bad_request
+from tmi.runtime.service.service import EXTENSIONS, MODEL, MODEL_VERSION, PredictionService
+from tmi.runtime.service.uploads import IMAGES, case_of_form, case_of_tensors
+from tmi.runtime.serving.results import CaseResult, Prediction, RejectedCase
+from tmi.toolkit.errors import InputRejectedError
+
+LogRecord = Callable[[str, Mapping[str, Any]], None]
+"""Receives the level (`info`, `error`) and the fields of a record."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""A request id of a client that is taken over."""
+HEALTH = ("/v2/health/live", "/v2/health/ready")
+"""Paths that need no token."""
+OK, FAILED = 200, 500
+MODEL_PATHS = (f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/{MODEL_VERSION}")
+
+
+def build_app(service: PredictionService, *, log: LogRecord) -> ObservedApp:
+    """Return the application of a service."""
+    handlers = _Handlers(service)
+    routes = [
+        Route("/v2", handlers.server),
+        Route(HEALTH[0], handlers.live),
+        Route(HEALTH[1], handlers.ready),
+        *(Route(path, handlers.model) for path in MODEL_PATHS),
+        *(Route(f"{path}/ready", handlers.ready) for path in MODEL_PATHS),
+        *(Route(f"{path}/infer", handlers.infer, methods=["POST"]) for path in MODEL_PATHS),
+        Route("/cases", handlers.cases, methods=["POST"]),
+        Route("/metrics", handlers.metrics),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={RequestError: _request_error, HTTPException: _http_error, InputRejectedError: _rejection},
+    )
+    app.router.redirect_slashes = False
+    return ObservedApp(app, service, paths=frozenset(route.path for route in routes), log=log)
+
+
+class ObservedApp:
+    """The application with access control, headers, the log and the counting of each request around it."""
+
+    def __init__(self, app: Starlette, service: PredictionService, *, paths: frozenset[str], log: LogRecord) -> None:
+        self._app, self._service, self._paths, self._log = app, service, paths, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            return
+        start, headers = perf_counter(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        outcome: dict[str, Any] = {"status": FAILED, "code": "failed", "sent": False}
+        scope["outcome"] = outcome
+
+        async def observed_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                outcome["status"], outcome["sent"] = message["status"], True
+                added = MutableHeaders(scope=message)
+                added["x-request-id"], added["cache-control"] = request_id, "no-store"
+                added["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        failure: BaseException | None = None
+        try:
+            if (denied := _denied(self._service, scope, headers)) is not None:
+                outcome["code"] = denied.code
+                await _error_response(denied)(scope, receive, observed_send)
+            else:
+                outcome["code"] = "ok"
+                await self._app(scope, receive, observed_send)
+        except Exception as error:  # noqa: BLE001 - top level: a fault of the program must not end the connection bare
+            failure, outcome["code"] = error, "failed"
+            if not outcome["sent"]:
+                fault = RequestError("failed", "unexpected error of the service", fix="see its log by the request id")
+                await _error_response(fault)(scope, receive, observed_send)
+        self._record(scope, outcome, path, request_id, perf_counter() - start, failure or outcome.get("failure"))
+
+    def _record(
+        self,
+        scope: Scope,
+        outcome: Mapping[str, Any],
+        path: str,
+        request_id: str,
+        seconds: float,
+        failure: BaseException | None,
+    ) -> None:
+        """Count a request and log it; probes and metrics are not logged. The text of a failure may quote a file."""
+        status = outcome.get("status_in_log", outcome["status"])
+        self._service.metrics.count_request(path, status, outcome["code"], seconds)
+        if path in (*HEALTH, "/metrics") and failure is None:
+            return
+        fields = {
+            "event": "request",
+            "request_id": request_id,
+            "method": scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other",
+            "route": path,
+            "status": status,
+            "code": outcome["code"],
+            "seconds": round(seconds, 4),
+            **({"bytes": outcome["bytes"]} if "bytes" in outcome else {}),
+        }
+        if failure is not None:
+            frames = traceback.extract_tb(failure.__traceback__)[-4:]
+            fields["failure"] = type(failure).__name__
+            fields["at"] = [f"{frame.name}:{frame.lineno}" for frame in frames]
+        self._log("info" if failure is None else "error", fields)
+
+
+def _denied(service: PredictionService, scope: Scope, headers: Headers) -> RequestError | None:
+    """Error of a request that has no access: a page of another origin, another host name, or no token."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    hosts = service.settings.hosts
+    is_foreign = origin is not None and urlsplit(origin).netloc != host
+    if is_foreign or (hosts is not None and _name(host) not in hosts):
+        return RequestError(
+            "foreign-origin",
+            "the request comes from a page of another origin, or names another host",
+            fix="call the service by its own address, and not from a web page",
+        )
+    token = service.settings.token
+    if token is None or scope["path"] in HEALTH:
+        return None
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1", "replace"), token):
+        return None
+    return RequestError(
+        "unauthorized",
+        "the request has no valid token",
+        fix="send the header Authorization: Bearer TOKEN",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+def _name(host: str) -> str:
+    """Name of a host without its port."""
+    return host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+
+
+class _Handlers:
+    """Responses of each route."""
+
+    def __init__(self, service: PredictionService) -> None:
+        self._service = service
+
+    async def server(self, request: Request) -> Response:
+        return JSONResponse({"name": MODEL, "version": self._service.version, "extensions": list(EXTENSIONS)})
+
+    async def live(self, request: Request) -> Response:
+        is_live = self._service.is_live
+        return JSONResponse({"live": is_live}, status_code=OK if is_live else 503)
+
+    async def ready(self, request: Request) -> Response:
+        is_ready = self._service.is_ready
+        return JSONResponse({"name": MODEL, "ready": is_ready}, status_code=OK if is_ready else 503)
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(self._service.metadata())
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._service.metrics.text(), media_type=None, headers={"content-type": CONTENT_TYPE})
+
+    async def infer(self, request: Request) -> Response:
+        json_bytes = _length(request.headers.get(BINARY_HEADER), BINARY_HEADER)
+
+        async def predict(body: bytes, deadline: float) -> Response:
+            inference = await asyncio.to_thread(parse_request, body, json_bytes=json_bytes, base64_names=IMAGES)
+            del body
+            case = await asyncio.to_thread(case_of_tensors, inference)
+            result = await self._service.predict(case, deadline=deadline, gone=_gone(request))
+            if not isinstance(result, Prediction):
+                return _rejected(request, result)
+            head = {"model_name": MODEL, "model_version": MODEL_VERSION}
+            data, headers = write_response(head, self._service.tensors(result), inference)
+            return Response(data, headers=headers)
+
+        return await self._admitted(request, predict)
+
+    async def cases(self, request: Request) -> Response:
+        content_type = request.headers.get("content-type", "")
+
+        async def predict(body: bytes, deadline: float) -> Response:
+            case = await asyncio.to_thread(case_of_form, content_type, body)
+            del body
+            result = await self._service.predict(case, deadline=deadline, gone=_gone(request))
+            if isinstance(result, RejectedCase):
+                request.scope["outcome"]["code"] = result.code
+            status = OK if isinstance(result, Prediction) else REJECTED
+            return Response(self._service.document(result), status_code=status, media_type="application/json")
+
+        return await self._admitted(request, predict)
+
+    async def _admitted(self, request: Request, predict: Callable[[bytes, float], Any]) -> Response:
+        """Read the body and predict, in a place of the queue."""
+        deadline = monotonic() + self._service.settings.timeout_s
+        self._service.admit()
+        try:
+            body = await self._body(request, deadline)
+            request.scope["outcome"]["bytes"] = len(body)
+            response: Response = await predict(body, deadline)
+            return response
+        finally:
+            self._service.leave()
+
+    async def _body(self, request: Request, deadline: float) -> bytes:
+        settings = self._service.settings
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(
+                "encoding-unsupported", "the body is compressed", fix="send it as it is: its images are compressed"
+            )
+        length = _length(request.headers.get("content-length"), "content-length")
+        if length is not None and length > settings.max_request_bytes:
+            raise _too_large(settings.max_request_bytes)
+        body = bytearray()
+        while True:
+            seconds = min(settings.idle_s, deadline - monotonic())
+            try:
+                message = await asyncio.wait_for(request.receive(), timeout=max(0.0, seconds))
+            except TimeoutError as error:
+                raise RequestError(
+                    "body-timeout", "the request was not sent completely in time", fix="send it again"
+                ) from error
+            if message["type"] == "http.disconnect":
+                raise RequestError("client-gone", "the client closed the connection", fix="send the whole request")
+            body += message.get("body", b"")
+            if len(body) > settings.max_request_bytes:
+                raise _too_large(settings.max_request_bytes)
+            if not message.get("more_body", False):
+                return bytes(body)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _length(text: str | None, name: str) -> int | None:
+    if text is not None and not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise bad_request(f"{name} is no number of bytes", fix="give a number of bytes")
+    return None if text is None else int(text)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        "too-large",
+        f"the request is larger than {limit / 2**20:g} MiB",
+        fix="send compressed images (.nii.gz), or start with a larger --max-request-mib",
+    )
+
+
+def _rejected(request: Request, result: CaseResult | InputRejectedError) -> Response:
+    """Response of a case that a check rejected."""
+    assert isinstance(result, RejectedCase | InputRejectedError)
+    request.scope["outcome"]["code"] = result.code
+    issues = [issue.to_dict() for issue in result.issues]
+    return JSONResponse(
+        {"error": result.what, "code": result.code, "fix": result.fix, "issues": issues}, status_code=REJECTED
+    )
+
+
+async def _rejection(request: Request, error: Exception) -> Response:
+    assert isinstance(error, InputRejectedError)
+    return _rejected(request, error)
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    outcome = request.scope["outcome"]
+    outcome["code"], outcome["status_in_log"] = error.code, error.status
+    if error.status == FAILED:
+        outcome["failure"] = error.__cause__
+    return _error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown path or method."""
+    assert isinstance(error, HTTPException)
+    code = "method-not-allowed" if error.status_code == 405 else "not-found"
+    what = "this path has no such method" if code == "method-not-allowed" else "the service has no such path"
+    return await _request_error(
+        request, RequestError(code, what, fix="see docs/serve.md for the paths", headers=error.headers)
+    )
+
+
+def _error_response(error: RequestError) -> Response:
+    return JSONResponse(error.to_dict(), status_code=error.status, headers=error.headers)

@@ -1,0 +1,175 @@
+"""HTTP server of the service: socket, TLS, token, and a run that ends when accepted requests have their responses."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tmi.runtime.service.app import ObservedApp
+from tmi.runtime.service.service import PredictionService
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.storage.bounded_files import SETTINGS_BYTES, read_bytes
+
+BACKLOG = 256
+MIN_TOKEN = 16
+"""Smallest length of a token."""
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+"""Names of this machine."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket that does not listen yet, so that a port in use is found before a bundle is opened.
+
+    Raises:
+        UsageError: the address does not exist here, is in use or not permitted.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"host {host} has no address here", fix="give an address of this machine: --host") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "is not permitted to this user"}.get(
+            error.errno or 0, "cannot be bound"
+        )
+        raise UsageError(f"address {host}:{port} {reason}", fix="give another --port or --host") from error
+    return bound
+
+
+def read_token(path: Path) -> bytes:
+    """Return the token of a file: its only line.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no usable token.
+    """
+    try:
+        token = read_bytes(path, max_bytes=SETTINGS_BYTES).strip()
+    except OSError as error:
+        raise UsageError(f"token file {path} cannot be read: {error.strerror}", fix="correct the path") from error
+    if len(token) < MIN_TOKEN or not all(33 <= byte < 127 for byte in token):
+        raise UsageError(
+            f"token file {path} holds no token of at least {MIN_TOKEN} printable characters",
+            fix="write one: openssl rand -hex 32",
+        )
+    return token
+
+
+def tls_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """Return the TLS settings; with the certificate of an authority every client needs a certificate of it.
+
+    Raises:
+        UsageError: a file cannot be used.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password="")  # no question for a passphrase on a terminal
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise UsageError(
+            f"the TLS certificate, its key or the client authority cannot be used: {reason}",
+            fix="give PEM files that belong together, with a key without a passphrase",
+        ) from error
+    return context
+
+
+class Listener(uvicorn.Server):
+    """A server that ends after the first SIGTERM or Ctrl-C when accepted requests have their responses.
+
+    Args:
+        app: the application.
+        service: its service; it stops being ready with the first signal.
+        tls: TLS settings; None: plain HTTP.
+        on_second_signal: called by a second signal.
+    """
+
+    def __init__(
+        self,
+        app: ObservedApp,
+        service: PredictionService,
+        *,
+        tls: ssl.SSLContext | None = None,
+        on_second_signal: Callable[[], None] = lambda: None,
+    ) -> None:
+        idle_s = service.settings.idle_s
+
+        class Protocol(H11Protocol):
+            """Closes a connection on which no request begins."""
+
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                self.loop.call_later(idle_s, self._close_unused)
+
+            def _close_unused(self) -> None:
+                if self.cycle is None and not self.transport.is_closing():
+                    self.transport.close()
+
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                loop="asyncio",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=max(1, int(idle_s)),
+                timeout_graceful_shutdown=int(service.settings.timeout_s) + 1,
+                ssl_context_factory=None if tls is None else lambda config, default: tls,
+            )
+        )
+        self._service, self._on_second_signal = service, on_second_signal
+
+    def serve_on(self, bound: socket.socket) -> None:
+        """Serve until a signal or `drain`; returns when every accepted request has its response."""
+        asyncio.run(self.serve(sockets=[bound]))
+        self._service.close()
+
+    def drain(self) -> None:
+        """Take no new connection any more; `serve_on` returns when accepted requests have their responses."""
+        self._service.draining = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain; a second signal ends at once."""
+        if self.should_exit:
+            self._on_second_signal()
+        self.drain()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle the signals meanwhile; they are not raised again at the end, so that the exit code is 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
