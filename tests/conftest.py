@@ -40,6 +40,16 @@ def own_state(monkeypatch: pytest.MonkeyPatch, session_cache: Path, request: pyt
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engines_in_table_order() -> Iterator[None]:
+    """`auto` takes the first engine of the table that runs here, on every machine and without timing the engines."""
+    from factories.engine_times import in_table_order
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tmi.runtime.serving.startup.measure_engines", in_table_order)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real images and tables, which are not in the repository; tests are skipped if it is missing."""

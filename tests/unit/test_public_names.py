@@ -56,15 +56,15 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.cli.tables": """
         checks_table emulation_lines engines_table failures_table plans_table print_table
-        print_timing stages_table summary_table to_csv
+        print_timing stages_table summary_table times_table to_csv
     """,
     "tmi.runtime.engines": """
-        AUTO Arrays ENGINES ERRORS_ONLY EagerEngine Engine EngineRecord FLOAT16 FLOAT32 Gpu
-        GraphEngine TF32 as_runtime_errors choose_engine cpu_name driver_incompatibility
+        AUTO Arrays ENGINES ERRORS_ONLY EagerEngine Engine EngineRecord EngineTimes FLOAT16 FLOAT32 Gpu
+        GraphEngine TF32 as_runtime_errors choose_engine cpu_features cpu_name driver_incompatibility
         engine_precision engine_record engine_spec find_gpu graph_precision_records graph_precisions
         hardware installed is_out_of_scope missing_requirement open_engine package_version
         plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
-        validated_at_export
+        timed_engines validated_at_export
     """,
     "tmi.runtime.explanation": """
         BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
@@ -87,15 +87,15 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS InferencePipeline
-        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts document
-        open_selected_engine resolve_cases result_from_json result_log_path result_to_json
+        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts
+        chosen_by_auto document open_selected_engine resolve_cases result_from_json result_log_path result_to_json
         stages_match_total sum_stages unaccounted_seconds
     """,
     "tmi.runtime.verification": """
-        BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Outputs PIPELINE
+        BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE
         SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs
-        check_preprocessing compare_metadata failure_summary golden_config golden_count
-        golden_from_manifest largest_batch load_failure make_golden output_metadata read_golden_case
+        check_preprocessing compare_metadata engine_times failure_summary golden_config golden_count
+        golden_from_manifest largest_batch load_failure make_golden measure_engines output_metadata read_golden_case
         read_references relative_error require_survived_trial run_self_test text_digest trimmed
         verify_bundle write_golden_case
     """,
@@ -186,11 +186,11 @@ PUBLIC_NAMES = {
         NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS STATE_VARIABLE
         TABLE_BYTES TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error state_root
         csv_dicts csv_records csv_rows csv_rows_of_lines csv_text digest file_kind find_delimiter
-        follow_umask foreign_format from_json is_access_error is_packed is_unicode open_locked
-        open_private open_regular output_lock parse_json parse_toml parse_yaml plain_text printable
-        require_size printable_json read_bytes read_document read_json read_text regular_file require_absent
-        require_bounded sha256_bytes sha256_file sha256_json staged_folder to_json type_hints unescape_cell
-        write_json write_private write_text
+        follow_umask foreign_format from_json is_access_error is_packed is_unicode
+        make_private_folder open_locked open_private open_regular output_lock parse_json parse_toml parse_yaml
+        plain_text printable require_size printable_json read_bytes read_document read_json read_text regular_file
+        require_absent require_bounded sha256_bytes sha256_file sha256_json staged_folder to_json type_hints
+        unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets

@@ -17,7 +17,11 @@ from tmi.toolkit.errors import UsageError
 if TYPE_CHECKING:
     from tmi.runtime.benchmark.benchmark import BenchmarkPlan, BenchmarkReport
     from tmi.runtime.bundle.reader import Bundle
+    from tmi.runtime.engines.selection import EngineTimes
     from tmi.toolkit.cases.case import Case
+
+    Auto = tuple[str, str, EngineTimes | None]
+    """What `auto` takes, why, and the times of the engines."""
 
 SCHEMA = "tmi-bench/1"
 MIN_CT_VOXELS = 16
@@ -71,7 +75,7 @@ def bench(
 
     Engines predict the same cases in turn, so that other work on the machine slows all of them alike: compare the
     ratios. Start: from a new process to its first prediction, with filled caches. Exit code 4: an engine differs from
-    the reference by more than its declared bound.
+    the reference by more than its declared bound. Another table shows the times from which --engine auto selects.
 
     Examples:
 
@@ -84,6 +88,7 @@ def bench(
     from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.runtime.cli.bench_worker import WORKER
     from tmi.runtime.serving.predictor import resolve_cases
+    from tmi.runtime.serving.startup import chosen_by_auto
     from tmi.toolkit.cases.case import parse_mask_label
 
     shape_XYZ = _shape(ct)
@@ -113,13 +118,14 @@ def bench(
             threads=threads,
         )
         report = measure(plan, passed_over=skipped, progress=step)
+        auto = chosen_by_auto(opened, threads=threads, may_time=True, log=step)
     synthetic_XYZ = None if case else shape_XYZ
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        echo_json(canonical_json(_document(plan, report, synthetic_XYZ)))
+        echo_json(canonical_json(_document(plan, report, auto, synthetic_XYZ)))
     else:
-        _print(plan, report, synthetic_XYZ)
+        _print(plan, report, auto, synthetic_XYZ)
     report.require_agreement()
 
 
@@ -145,7 +151,7 @@ def _synthetic_cases(bundle: Bundle, folder: Path, count: int, shape_XYZ: tuple[
 
 
 def _document(
-    plan: BenchmarkPlan, report: BenchmarkReport, synthetic_XYZ: tuple[int, int, int] | None
+    plan: BenchmarkPlan, report: BenchmarkReport, auto: Auto, synthetic_XYZ: tuple[int, int, int] | None
 ) -> dict[str, Any]:
     import datetime
     from importlib.metadata import version
@@ -153,6 +159,7 @@ def _document(
     from tmi.runtime.engines.host import hardware
     from tmi.toolkit.storage.serialization import to_json
 
+    name, reason, times = auto
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -165,21 +172,28 @@ def _document(
         "repeats": plan.repeats,
         "starts": plan.starts,
         "batch": plan.batch,
+        "auto": {"engine": name, "reason": reason, "times": None if times is None else to_json(times)},
         **to_json(report),
     }  # fmt: skip
 
 
-def _print(plan: BenchmarkPlan, report: BenchmarkReport, synthetic_XYZ: tuple[int, int, int] | None) -> None:
-    from tmi.runtime.cli.tables.benchmark import engines_table, stages_table
+def _print(
+    plan: BenchmarkPlan, report: BenchmarkReport, auto: Auto, synthetic_XYZ: tuple[int, int, int] | None
+) -> None:
+    from tmi.runtime.cli.tables.benchmark import engines_table, stages_table, times_table
     from tmi.runtime.engines.host import hardware
 
     console = make_console()
     print_listing(console, engines_table(report, rounds=plan.repeats, cases=len(plan.cases)))
     print_listing(console, stages_table(report))
+    chosen, reason, times = auto
+    if times is not None:
+        print_listing(console, times_table(times, chosen))
     ct = "x".join(map(str, synthetic_XYZ)) + " synthetic" if synthetic_XYZ else "as given"
     machine = hardware()
     packages = ", ".join(dict.fromkeys(f.package for f in report.figures))
     echo(f"CT {ct}; {machine['cpu']}, {report.figures[0].threads} threads; {packages}")
     for name, why in report.passed_over.items():
         echo(f"engine {name} was not measured: {why}")
+    echo(f"--engine auto takes {chosen} ({reason})")
     echo("times hold for this machine and this run; compare engines by their ratio, not seconds across runs")

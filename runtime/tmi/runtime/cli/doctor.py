@@ -10,7 +10,7 @@ import typer
 
 from tmi.toolkit.cli.console import echo, echo_json
 from tmi.toolkit.cli.inputs import require_paths
-from tmi.toolkit.errors import ExitCode
+from tmi.toolkit.errors import ExitCode, UnavailableError
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.reader import Bundle
@@ -40,7 +40,14 @@ def doctor(
         tmi doctor --json
     """
     require_paths(("bundle", bundle))
-    document = {"schema": SCHEMA, **_machine(), "extras": _extras(), "engines": _engines(_open(bundle))}
+    opened = _open(bundle)
+    document = {
+        "schema": SCHEMA,
+        **_machine(),
+        "extras": _extras(),
+        "engines": _engines(opened),
+        "auto": _auto(opened),
+    }
     if as_json:
         echo_json(json.dumps(document, indent=2))
     else:
@@ -124,13 +131,27 @@ def _missing(extra: str, needed: dict[str, list[str]]) -> list[str]:
 
 
 def _engines(bundle: Bundle | None) -> dict[str, str]:
-    """Map each engine, in the order of preference, to `ready` or to the reason why it does not run here."""
+    """Map each engine, in the order of the table, to `ready` or to the reason why it does not run here."""
     from tmi.runtime.engines.registry import ENGINES, unavailable_here, unavailable_reason
 
     return {
         name: (unavailable_here(name) if bundle is None else unavailable_reason(name, bundle)) or READY
         for name in ENGINES
     }
+
+
+def _auto(bundle: Bundle | None) -> dict[str, str] | None:
+    """Return the engine that `auto` takes for a bundle with all cores, and why; None if none runs here."""
+    if bundle is None:
+        return None
+    from tmi.runtime.serving.startup import chosen_by_auto
+
+    try:
+        name, reason, times = chosen_by_auto(bundle, may_time=False)
+    except UnavailableError:
+        return None
+    untimed = "" if times is not None else "; the first prediction times the engines, if there are several"
+    return {"engine": name, "reason": reason + untimed}
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -142,11 +163,13 @@ def _print(document: dict[str, Any]) -> None:
     echo(f"processor  {machine['cpu']}, {document['cores']} core(s) for this process")
     echo(f"GPU        {document['gpu'] or 'none with an NVIDIA driver'}")
     echo(f"caches     {document['cache'] or 'off (TMI_CACHE)'}")
-    echo("engines, in the order of --engine auto:")
+    echo("engines, in the order of their table:")
     for name, state in document["engines"].items():
         package = engine_spec(name).package
         used = f" ({package} {package_version(package)})" if state == READY else ""
         echo(f"  {name:16} {state}{used}")
+    if document["auto"] is not None:
+        echo(f"--engine auto    {document['auto']['engine']} ({document['auto']['reason']})")
     echo("extras:")
     for name, row in document["extras"].items():
         state = "installed" if not row["missing"] else f"not installed: {', '.join(row['missing'])}"

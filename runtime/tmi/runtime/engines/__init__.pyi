@@ -1,5 +1,6 @@
 from .eager import EagerEngine as EagerEngine
 from .graph_engine import GraphEngine as GraphEngine
+from .host import cpu_features as cpu_features
 from .host import cpu_name as cpu_name
 from .host import hardware as hardware
 from .host import package_version as package_version
@@ -30,5 +31,7 @@ from .registry import unavailable_here as unavailable_here
 from .registry import unavailable_reason as unavailable_reason
 from .selection import AUTO as AUTO
 from .selection import EngineRecord as EngineRecord
+from .selection import EngineTimes as EngineTimes
 from .selection import choose_engine as choose_engine
 from .selection import engine_record as engine_record
+from .selection import timed_engines as timed_engines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import platform
 from contextlib import suppress
@@ -21,6 +22,17 @@ def cpu_name() -> str:
             if key.strip() in ("model name", "Hardware", "CPU part"):
                 return " ".join(value.split())
     return platform.processor() or platform.machine()
+
+
+@cache
+def cpu_features() -> str:
+    """Digest of the processor's instruction sets, which a virtual machine may hide; empty if the system lists none."""
+    if CPUINFO.is_file():
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return hashlib.sha256(" ".join(sorted(value.split())).encode()).hexdigest()[:16]
+    return ""
 
 
 def hardware() -> dict[str, str]:

@@ -17,6 +17,7 @@ from .results import alerts as alerts
 from .results import document as document
 from .results import result_from_json as result_from_json
 from .results import result_to_json as result_to_json
+from .startup import chosen_by_auto as chosen_by_auto
 from .startup import open_selected_engine as open_selected_engine
 from .trace import Trace as Trace
 from .trace import stages_match_total as stages_match_total

@@ -1,3 +1,6 @@
+from .engine_timing import Measure as Measure
+from .engine_timing import engine_times as engine_times
+from .engine_timing import measure_engines as measure_engines
 from .golden_case import golden_config as golden_config
 from .golden_case import write_golden_case as write_golden_case
 from .golden_inputs import GoldenInputs as GoldenInputs

@@ -9,9 +9,8 @@ An optional engine (bfloat16) may not have been validated at the export, if the 
 for it. It then runs all golden cases. Its failure is cached too, because another engine replaces it and the next start
 should not repeat the test. After any other failure the test runs again at each start.
 
-Results are cached in the user's cache folder (`tmi.toolkit.storage.disk_cache`), never in the bundle. Each combination
-has one small JSON file that holds the complete combination, which is compared when the file is read. A file that
-another user wrote or can write does not count. Without a cache folder every start runs the self-test.
+Results are cached in the user's cache folder (`tmi.runtime.verification.machine_records`), never in the bundle. Without
+a cache folder every start runs the self-test.
 """
 
 from __future__ import annotations
@@ -32,17 +31,14 @@ from tmi.runtime.engines.host import cpu_name, package_version
 from tmi.runtime.engines.nvidia_driver import find_gpu
 from tmi.runtime.engines.precision import engine_precision, validated_at_export
 from tmi.runtime.engines.registry import Engine, engine_spec
-from tmi.toolkit.storage.documents import DocumentError, parse_json
-from tmi.toolkit.storage.hashing import canonical_json, sha256_json
-from tmi.toolkit.storage.private_files import open_private, write_private
-from tmi.toolkit.storage.user_folders import cache_root
+from tmi.runtime.verification.machine_records import read_record, record_file, write_record
 
 LogCallback = Callable[[str], None]
 """Callback that receives one line of text for the user."""
 REJECTED_KEY = "refused"
 """Key of a cache file that holds the reason why an optional engine failed."""
-MAX_RECORD_BYTES = 2**20
-"""Largest cache file that is read, in bytes; they have about 1 kB."""
+KIND = "opened"
+"""Name of the folder below the cache root."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +99,14 @@ def run_self_test(bundle: Bundle, engine: Engine, *, log: LogCallback = lambda l
     except ParityError as error:
         if file is not None and engine_spec(engine.name).optional:
             with suppress(OSError):
-                _store(file, {"combination": key, "created": _now(), REJECTED_KEY: error.what})
+                write_record(file, key, {"created": _now(), REJECTED_KEY: error.what})
         raise
     seconds = perf_counter() - start
     if file is None:
         log(f"self-test passed ({seconds:.1f} s; not cached, caching is off)")
         return SelfTestResult(verified="now", seconds=seconds)
     try:
-        _store(file, {"combination": key, "created": _now(), "seconds": round(seconds, 3)})
+        write_record(file, key, {"created": _now(), "seconds": round(seconds, 3)})
     except OSError as error:
         log(f"self-test passed, but it cannot be cached in {file.parent} ({error.strerror}); set TMI_CACHE")
     else:
@@ -126,21 +122,8 @@ def cached_result(bundle: Bundle, engine: str) -> tuple[bool, str | None]:
 
 def _cached_entry(key: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
     """Path of a combination's cache file (None if caching is off), and its content if it is of that combination."""
-    root = cache_root()
-    if root is None:
-        return None, None
-    file = root / "opened" / f"{sha256_json(key)}.json"
-    try:
-        # The file name is a digest of the key; comparing the stored key guards against edited files.
-        with open_private(file) as stream:
-            data = parse_json(stream.read(MAX_RECORD_BYTES))
-        return file, data if sha256_json(data["combination"]) == sha256_json(key) else None
-    except (OSError, DocumentError, TypeError, KeyError):
-        return file, None
-
-
-def _store(file: Path, record: dict[str, Any]) -> None:
-    write_private(file, [canonical_json(record).encode()])
+    file = record_file(KIND, key)
+    return file, read_record(file, key)
 
 
 def _now() -> str:

@@ -102,7 +102,7 @@ def _run_child(bundle: Bundle, engine: str, threads: int | None, limits: Limits)
     deadline = monotonic() + 60 + 3 * limits.cpu_seconds
     try:
         while process.poll() is None:
-            if _resident_bytes(process.pid) > limits.memory_bytes:
+            if resident_bytes(process.pid) > limits.memory_bytes:
                 return f"needs more than {limits.memory_bytes / GIB:.1f} GiB of memory"
             if monotonic() > deadline:
                 return "does not end"
@@ -118,7 +118,7 @@ def _run_child(bundle: Bundle, engine: str, threads: int | None, limits: Limits)
     return f"crashes (signal {-code})" if code < 0 else None
 
 
-def _resident_bytes(process: int) -> int:
+def resident_bytes(process: int) -> int:
     """Resident memory of a process; 0 if the system does not report it."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_bytes().split()[1])

@@ -103,7 +103,7 @@ def test_export_validates_bfloat16_with_own_bounds(nano_bundle):
 
 
 @needs_bfloat16
-def test_auto_uses_bfloat16_and_fp32_does_not(nano_bundle, case):
+def test_auto_uses_bfloat16_and_fp32_does_not(nano_bundle, case, new_machine):
     """`auto` and `bf16` use the bfloat16 engine and report it; `fp32` uses the float32 engine."""
     by_option = {w: predict(case, nano_bundle, *w.split()) for w in ("--precision auto", "--precision bf16")}
     for outcome in by_option.values():

@@ -1,5 +1,6 @@
 from .benchmark import engines_table as engines_table
 from .benchmark import stages_table as stages_table
+from .benchmark import times_table as times_table
 from .checks import checks_table as checks_table
 from .checks import failures_table as failures_table
 from .checks import summary_table as summary_table

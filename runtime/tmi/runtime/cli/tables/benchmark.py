@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tmi.runtime.benchmark.benchmark import BenchmarkReport, EngineBenchmark
+from tmi.runtime.engines.selection import EngineTimes
 from tmi.toolkit.cli.listing import Column, Listing
 
 GIB = 2**30
@@ -50,6 +51,18 @@ def stages_table(report: BenchmarkReport) -> Listing:
         rows=[(f.engine, *(f"{1000 * f.stage_seconds.get(n, 0.0):.3g}" for n in names)) for f in report.figures],
         title="Stages of a warm prediction, milliseconds (medians, so the rows need not add up to the total)",
     )
+
+
+def times_table(times: EngineTimes, chosen: str) -> Listing:
+    """What `auto` selects from: seconds of one pass of each engine, and how many times the quickest's they are."""
+    least = min(times.seconds.values())
+    rows = [
+        (n, f"{times.seconds[n]:.3g}", f"{times.seconds[n] / least:.2f}") for n in times.order(tuple(times.seconds))
+    ]
+    rows += [(name, why, "") for name, why in times.untimed.items()]
+    marked = [(f"{name} (auto)" if name == chosen else name, *cells) for name, *cells in rows]
+    columns = (Column("engine"), Column(f"{times.passes} pass, s", right=True), Column("x quickest", right=True))
+    return Listing(columns=columns, rows=marked, title=f"What --engine auto selects from, measured {times.created}")
 
 
 def _speedup(f: EngineBenchmark) -> str:
