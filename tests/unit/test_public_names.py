@@ -123,7 +123,7 @@ PUBLIC_NAMES = {
     "tmi.toolkit.compute": """
         ArrayAllocator AvailableMemory BufferPool Ignored Span StageTimer available_cores
         available_memory disable_telemetry end_with_input end_with_parent format_memory initialize_worker
-        library_call provide_user quiet require_memory sum_spans worker_pool
+        library_call limit_spinning provide_user quiet require_memory sum_spans worker_pool
     """,
     "tmi.toolkit.config": """
         AugmentationConfig CLASSES Config CtConfig CtEncoderConfig FusionConfig HeadConfig

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo, open_closed_streams
 from tmi.toolkit.cli.log import log_end, log_options, reset_log, write_json
 from tmi.toolkit.cli.suggestions import did_you_mean
+from tmi.toolkit.compute.cpu import limit_spinning
 from tmi.toolkit.compute.telemetry import disable_telemetry
 from tmi.toolkit.compute.user import provide_user
 from tmi.toolkit.errors import ExitCode, TmiError, UnavailableError, UsageError
@@ -217,6 +218,7 @@ def main() -> None:
     reset_log()
     clean_messages_of_libraries()
     disable_telemetry()
+    limit_spinning()
     provide_user()
     try:
         try:

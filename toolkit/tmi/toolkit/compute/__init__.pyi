@@ -1,6 +1,7 @@
 from .buffer_pool import ArrayAllocator as ArrayAllocator
 from .buffer_pool import BufferPool as BufferPool
 from .cpu import available_cores as available_cores
+from .cpu import limit_spinning as limit_spinning
 from .cpu import worker_pool as worker_pool
 from .memory import AvailableMemory as AvailableMemory
 from .memory import available_memory as available_memory
