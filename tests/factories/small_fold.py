@@ -63,7 +63,7 @@ def train_small(
     files = FoldFolder(folder=folder, fold=split.fold)
     folder.mkdir(parents=True)
     fields = {"tokenizer": None, "hardware": HardwareConfig(accelerator="cpu")} | more
-    options = {key: fields.pop(key) for key in ("epoch_callback", "features") if key in fields}
+    options = {key: fields.pop(key) for key in ("epoch_callback", "step_callback", "features") if key in fields}
     context = FoldContext(arrays=arrays, config=config, **fields)  # type: ignore[arg-type]
     train_fold(context, split, files, **{"epoch_callback": lambda *_: None, **options})  # type: ignore[arg-type]
     return files

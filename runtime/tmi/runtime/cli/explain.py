@@ -165,12 +165,13 @@ def open_models(
     key: Sequence[Path] | None = None,
     threads: int | None = None,
     fold: str = "ensemble",
-    check_memory: Callable[[Config], None] | None = None,
+    check_memory: Callable[[Config, int], None] | None = None,
 ) -> ModelSource:
     """Open the models of a run, of a bundle, or of the default bundle, which is then named on standard error.
 
     A key must have signed the bundle; a run has no signature. A bundle's weights run the self-test first.
-    `check_memory` raises before that if the machine has too little memory; None: it is not checked.
+    `check_memory`, called with the config and the number of folds, raises before that if the machine has too little
+    memory; None: it is not checked.
 
     Raises:
         DamagedError: the bundle is damaged or not signed by the key.
@@ -181,7 +182,7 @@ def open_models(
     from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.toolkit.run_folder import select_folds
 
-    check = check_memory or (lambda config: None)
+    check = check_memory or (lambda config, folds: None)
     if run is not None:
         from tmi.runtime.explanation.model_source import open_run_models
 
@@ -190,23 +191,25 @@ def open_models(
             raise UsageError(
                 f"run {run} uses the CT alone", fix="give a run of all three modalities, and this one as --ct-only"
             )
-        check(source.config)
+        check(source.config, len(source.select_folds(fold)))
         return source
     opened = open_trusted_bundle(resolve_bundle(bundle), key)
-    select_folds(fold, [spec.fold for spec in opened.manifest.folds], of=f"bundle {opened.folder}")
+    folds = len(select_folds(fold, [spec.fold for spec in opened.manifest.folds], of=f"bundle {opened.folder}"))
 
     from tmi.runtime.explanation.model_source import bundle_models  # torch, after all checks
 
-    return bundle_models(opened, threads=threads, log=partial(echo, err=True), check_memory=check)
+    return bundle_models(
+        opened, threads=threads, log=partial(echo, err=True), check_memory=lambda config: check(config, folds)
+    )
 
 
-def _require_memory(config: Config, *, sanity: bool) -> None:
+def _require_memory(config: Config, folds: int, *, sanity: bool) -> None:
     from tmi.runtime.explanation.memory_fit import require_explanation_memory
 
     fix = "close other programs, use a machine with more memory, or write pages without maps: tmi report --quick"
     fix = f"{fix}; --no-memory-check explains as it is"
     require_explanation_memory(
-        config, sanity=sanity, fix=f"--quick leaves out the sanity check; {fix}" if sanity else fix
+        config, folds=folds, sanity=sanity, fix=f"--quick leaves out the sanity check; {fix}" if sanity else fix
     )
 
 

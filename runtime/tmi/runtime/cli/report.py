@@ -203,6 +203,7 @@ def _require_memory(bundle: Bundle, config: Config) -> None:
     )
     require_explanation_memory(
         config,
+        folds=len(bundle.manifest.folds),
         sanity=False,
         beside=graphs,
         fix="--quick leaves out the map and the contributions; or use a machine with more memory; "

@@ -32,6 +32,7 @@ from tmi.toolkit.cases.case import Case, MaskLabel, reading
 from tmi.toolkit.cases.loaded import load_case
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
+from tmi.toolkit.run_folder import select_folds
 
 TOP_FEATURES = 20
 """Number of radiomic features that are shown."""
@@ -100,11 +101,12 @@ def explain(
         UnavailableError: a package is missing, or the machine has too little memory.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_trusted_bundle(Path(bundle), key)
+    folds = len(select_folds(fold, [spec.fold for spec in opened.manifest.folds], of=f"bundle {opened.folder}"))
     fix = "use a machine with more memory" + (", or sanity=False" if sanity else "")
     source = bundle_models(
         opened,
         threads=threads,
-        check_memory=lambda config: require_explanation_memory(config, sanity=sanity, fix=fix),
+        check_memory=lambda config: require_explanation_memory(config, folds=folds, sanity=sanity, fix=fix),
     )
     explainer = Explainer(source, source.select_folds(fold), target=target)
     with torch_threads(threads):

@@ -1,7 +1,7 @@
 """Compares the memory that an explanation needs with what the machine has, before a model is loaded.
 
     bytes = process with torch + weights + the larger of map and clinical text + CT and maps of the case
-          [+ a copy of the weights: the sanity check restores them]
+          [+ a copy of the weights: the sanity check restores them] [+ weights of other folds that are kept]
 
 The tensors of the map and of the text are counted on torch's meta device (`tmi.toolkit.models.live_memory`).
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tmi.runtime.explanation.explainer import STAGES
 from tmi.runtime.explanation.integrated_gradients import text_batch_size
-from tmi.runtime.explanation.xgradcam import stage_cams
+from tmi.runtime.explanation.model_source import KEPT_BYTES
+from tmi.runtime.explanation.xgradcam import cams_of, run_recorded
 from tmi.toolkit.compute.memory import require_memory
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.live_memory import MetaNetwork, live_bytes, meta_network
@@ -24,50 +25,53 @@ from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 GIB = 2**30
 PROCESS_BYTES = int(0.65 * GIB)
 """Process with torch, captum and the readers of a case."""
+TENSORS = 1.1
+"""Memory of map or text, as a multiple of its live tensors."""
 CASE_VOLUMES = 8
 """Float32 volumes of the network's grid that a case holds: its CT on two grids, maps, and their order."""
 
 
-def explanation_bytes(config: Config, *, sanity: bool) -> int:
+def explanation_bytes(config: Config, *, folds: int, sanity: bool) -> int:
     """Peak memory of the explanation of one case.
 
     Args:
         config: of a run or bundle that can be explained.
+        folds: number of folds that are explained. With several, both classes have a map until all folds decided.
         sanity: whether the sanity check runs.
     """
     meta = meta_network(config)
-    weights = meta.weight_bytes * (2 if sanity else 1)
-    tensors = max(_map_bytes(meta), _text_bytes(meta))
-    return PROCESS_BYTES + weights + tensors + CASE_VOLUMES * 4 * math.prod(config.ct.shape_DHW)
+    kept = min((folds - 1) * meta.weight_bytes, KEPT_BYTES)
+    weights = meta.weight_bytes * (2 if sanity else 1) + kept
+    tensors = max(_map_bytes(meta, both=folds > 1), _text_bytes(meta))
+    return int(PROCESS_BYTES + weights + TENSORS * tensors + CASE_VOLUMES * 4 * math.prod(config.ct.shape_DHW))
 
 
-def require_explanation_memory(config: Config, *, sanity: bool, beside: int = 0, fix: str) -> None:
+def require_explanation_memory(config: Config, *, folds: int, sanity: bool, beside: int = 0, fix: str) -> None:
     """Raise if the machine has less memory than the explanation of a case needs.
 
     Args:
-        config: as in `explanation_bytes`.
-        sanity: as in `explanation_bytes`.
+        config, folds, sanity: as in `explanation_bytes`.
         beside: bytes that the command holds meanwhile.
         fix: what needs less.
 
     Raises:
         UnavailableError: it does not fit.
     """
-    require_memory("the explanation", explanation_bytes(config, sanity=sanity) + beside, fix=fix)
+    require_memory("the explanation", explanation_bytes(config, folds=folds, sanity=sanity) + beside, fix=fix)
 
 
-def _map_bytes(meta: MetaNetwork) -> int:
+def _map_bytes(meta: MetaNetwork, *, both: bool) -> int:
     network = meta.network
 
     def forward() -> Tensor:
-        output = network(meta.ct, meta.input_ids, meta.input_ids, meta.radiomics)
-        logit: Tensor = output.logits_BK[0, 0]
-        return logit
+        logits: Tensor = network(meta.ct, meta.input_ids, meta.input_ids, meta.radiomics).logits_BK[0]
+        return logits
 
     assert network.ct_encoder is not None  # a network that can be explained has one
     backbone = network.ct_encoder.backbone
     with live_bytes() as live:
-        stage_cams(forward, [getattr(backbone, name) for name in STAGES])
+        logits, outputs = run_recorded(forward, [getattr(backbone, name) for name in STAGES])
+        cams_of(logits[0], outputs, keep_graph=both)
     return live.peak
 
 

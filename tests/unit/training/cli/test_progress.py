@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 
 from factories.tmi_command import CommandResult, tmi
+from tmi.toolkit.cli import progress as toolkit_progress
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.storage.atomic_files import write_json
+from tmi.training.cli import progress as cli_progress
 from tmi.training.evaluation.metrics import METRICS
 from tmi.training.loop import cross_validation
 from tmi.training.loop.hardware import HardwareConfig
@@ -71,6 +74,26 @@ def test_log_of_a_training_has_every_fold(train):
     assert "fold 0 (1 of 5)" not in outcome.out
 
 
+def test_long_epoch_has_lines_of_its_steps(monkeypatch):
+    """Steps of 25 seconds, 40 an epoch: lines state fold, epoch, step and the time left, one at least every 75 s."""
+    now, written = [0.0], list[tuple[float, str]]()
+    for module in (cli_progress, toolkit_progress):
+        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(toolkit_progress, "log", lambda level, text, **fields: written.append((now[0], text)))
+    callbacks = cli_progress.ProgressCallbacks(toolkit_progress._Lines(clock=lambda: now[0]), folds=2)
+    callbacks.on_training_start(2)
+    epoch = callbacks.on_fold_start(SPLITS[0], 3)
+    for number in range(3):
+        for step in range(40):
+            now[0] += 25
+            callbacks.on_step(SPLITS[0], number, step + 1, 40)
+        epoch(number, 0.5, 0.25)
+    times = [0.0, *(time for time, _ in written)]
+    assert max(after - before for before, after in pairwise(times)) <= 75
+    assert (500.0, "fold 0 (1 of 2): epoch 1 of 3, step 20 of 40; about 1 h 32 min left") in written
+    assert any(text.startswith("fold 0 (1 of 2): epoch 3 of 3, step ") for _, text in written)
+
+
 def test_quiet_training_keeps_the_result(train):
     """With -q only the rejected case is left on standard error, and standard output is the same."""
     plain, outcome = train(), train("-q")
@@ -116,6 +139,7 @@ def test_loop_reports_folds_and_metrics(tmp_path, monkeypatch, nano_config, para
         on_fold_start=lambda split, epochs: seen.append(("start", split.fold)),
         on_fold_end=lambda split, metrics: seen.append((split.fold, metrics["roc_auc"])),
         on_fold_failed=None,
+        on_step=lambda *_: None,
     )
 
     def train_fold(context, split, files, **_):

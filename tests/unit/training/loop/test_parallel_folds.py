@@ -54,7 +54,11 @@ def train_sequentially(folder: Path, config: Config) -> dict[int, dict[str, byte
 
 
 def train_in_parallel(
-    folder: Path, config: Config, splits: tuple[FoldSplit, ...] = SPLITS, on_epoch: FoldEpochCallback = lambda *_: None
+    folder: Path,
+    config: Config,
+    splits: tuple[FoldSplit, ...] = SPLITS,
+    on_epoch: FoldEpochCallback = lambda *_: None,
+    on_step: Callable[..., None] = lambda *_: None,
 ) -> dict[int, str]:
     """Train in two processes of one thread each; return the reported reason of each failed fold."""
     failed: dict[int, str] = {}
@@ -67,6 +71,7 @@ def train_in_parallel(
             lambda number: FoldFolder.of(folder, number),
             epoch_callback=lambda split: lambda epoch, *losses: on_epoch(split.fold, epoch),
             on_fold_failed=lambda split, why: failed.update({split.fold: why}),
+            on_step=on_step,
         )
     except (TmiError, FoldFailedError) as error:
         error.failed = failed
@@ -82,7 +87,16 @@ def train_in_parallel(
 def test_parallel_folds_match_sequential_bit_for_bit(config, tmp_path):
     """Two folds in two processes have the files of sequential training."""
     epochs: dict[int, list[int]] = {0: [], 1: []}
-    assert train_in_parallel(tmp_path / "two", config, on_epoch=lambda fold, epoch: epochs[fold].append(epoch)) == {}
+    steps: dict[int, set[tuple[int, int, int]]] = {0: set(), 1: set()}
+    failed = train_in_parallel(
+        tmp_path / "two",
+        config,
+        on_epoch=lambda fold, epoch: epochs[fold].append(epoch),
+        on_step=lambda split, *step: steps[split.fold].add(step),
+    )
+    assert failed == {}
+    for seen in steps.values():  # the last batch of every epoch among them
+        assert {epoch for epoch, done, total in seen if done == total} == {0, 1, 2, 3}
     assert epochs == {0: [0, 1, 2, 3], 1: [0, 1, 2, 3]}
     expected = train_sequentially(tmp_path / "one", config)
     for fold, files in expected.items():

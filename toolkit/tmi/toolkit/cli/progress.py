@@ -21,10 +21,12 @@ from tmi.toolkit.cli.log import is_verbose, log, shows_progress, writes_json
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-SHORTEST, SHARE, LONGEST = 10.0, 0.02, 300.0
+SHORTEST, SHARE, LONGEST = 10.0, 0.02, 60.0
 """Seconds between two lines: this share of the time since the start, within these bounds."""
 WAITING = 60.0
 """Seconds without a line after which a line says what is being done."""
+WATCH = 5.0
+"""Seconds between two looks at the time of the last line."""
 NARROW = 60
 """Columns below which a terminal shows the numbers without the bar."""
 
@@ -45,6 +47,14 @@ class Task(Protocol):
             total: steps in all; None: as before.
             seconds_left: estimate of the caller; None: from the steps so far.
             facts: numbers of the last step, for example a loss.
+        """
+
+    def step(self, text: str, *, seconds_left: float | None = None) -> None:
+        """State a part of the current step that takes long; a line only if one is due.
+
+        Args:
+            text: the part: "step 40 of 120".
+            seconds_left: estimate of the caller for the whole task.
         """
 
 
@@ -178,6 +188,9 @@ class _BarTask:
         changed: dict[str, Any] = {"note": _numbers(facts)} if facts else {}
         self._bars.update(self.number, completed=completed, total=total, **changed)
 
+    def step(self, text: str, *, seconds_left: float | None = None) -> None:
+        self._bars.update(self.number, note=text)
+
 
 class _Lines:
     """Lines of the log.
@@ -219,11 +232,11 @@ class _Lines:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Write a line at least every `WAITING` seconds, more rarely as the command goes on, from a thread."""
+        """Write a line at least every `WAITING` seconds, from a thread."""
         end = threading.Event()
 
         def watch() -> None:
-            while not end.wait(WAITING):
+            while not end.wait(WATCH):
                 self.write_waiting()
 
         with ExitStack() as stack:
@@ -238,7 +251,7 @@ class _Lines:
         """Write what is being done, if the last line is long ago."""
         now = self.clock()
         silent = now - self._last
-        if self.current and silent >= max(WAITING, interval(now - self.start)):
+        if self.current and silent >= WAITING:
             current = self.current.removesuffix(" ...")
             self.write(f"working for {duration(now - self.start)}; last: {current}", event="waiting")
             self.current = current
@@ -279,6 +292,15 @@ class _LineTask:
             **{name: value for name, value in known.items() if value is not None},
             **finite,
         )
+
+    def step(self, text: str, *, seconds_left: float | None = None) -> None:
+        self._lines.current = f"{self._title}: {text}"
+        if not self._lines.due():
+            return
+        self._written = True
+        left = f"; about {duration(seconds_left)} left" if seconds_left else ""
+        known = {} if seconds_left is None else {"seconds_left": round(seconds_left, 1)}
+        self._lines.write(f"{self._title}: {text}{left}", event="step", task=self._title, **known)
 
     def _seconds_left(self) -> float | None:
         done = self._done - self._before

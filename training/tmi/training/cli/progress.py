@@ -27,9 +27,12 @@ class ProgressCallbacks:
     def __init__(self, progress: Progress, *, folds: int) -> None:
         self._progress, self._folds = progress, folds
         self._tasks: list[Task] = []
+        self._fold_tasks: dict[int, Task] = {}
+        self._epoch_parts: dict[int, float] = {}
         self._reported_errors: set[str] = set()
         self._start, self._epochs_done = perf_counter(), 0
         self._unstarted = folds
+        self._epochs = 0
         self._epochs_left: dict[int, int] = {}
 
     def on_preparation_start(self, total: int) -> Callable[[Case], None]:
@@ -41,21 +44,37 @@ class ProgressCallbacks:
         """Start the clock of the folds that are still to be trained."""
         self._start, self._epochs_done, self._unstarted = perf_counter(), 0, folds
         self._epochs_left.clear()
+        self._epoch_parts.clear()
 
     def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
         """Add the task of a fold."""
         task = self._add(self._title(split), epochs, unit="epochs", announce=True)
         self._unstarted = max(0, self._unstarted - 1)
         self._epochs_left[split.fold] = epochs
+        self._fold_tasks[split.fold] = task
+        self._epochs = epochs
 
         def update(epoch: int, train_loss: float, validation_loss: float) -> None:
             self._epochs_done += 1
             self._epochs_left[split.fold] = epochs - epoch - 1
-            left = sum(self._epochs_left.values()) + self._unstarted * epochs
-            seconds_left = (perf_counter() - self._start) / self._epochs_done * left
-            task.update(epoch + 1, seconds_left=seconds_left, loss=train_loss, validation_loss=validation_loss)
+            self._epoch_parts[split.fold] = 0.0
+            task.update(
+                epoch + 1, seconds_left=self._seconds_left(epochs), loss=train_loss, validation_loss=validation_loss
+            )
 
         return update
+
+    def on_step(self, split: FoldSplit, epoch: int, done: int, total: int) -> None:
+        """State the batch of an epoch that takes long."""
+        self._epoch_parts[split.fold] = done / total
+        text = f"epoch {epoch + 1} of {self._epochs}, step {done} of {total}"
+        self._fold_tasks[split.fold].step(text, seconds_left=self._seconds_left(self._epochs))
+
+    def _seconds_left(self, epochs: int) -> float:
+        parts = sum(self._epoch_parts.values())
+        done = self._epochs_done + parts
+        left = sum(self._epochs_left.values()) + self._unstarted * epochs - parts
+        return (perf_counter() - self._start) / done * left
 
     def on_fold_end(self, split: FoldSplit, metrics: Mapping[str, float | None]) -> None:
         """Print the metrics of a finished fold on its held-out cases."""

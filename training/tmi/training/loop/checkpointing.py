@@ -50,14 +50,20 @@ class BestEpochCheckpoint(Checkpoint):
         data: data of the fold.
         files: files of the fold.
         epoch_callback: called with the epoch, its training loss and its validation loss.
+        step_callback: called after each batch with the epoch, the number of batches done and that of the epoch.
     """
 
     def __init__(
-        self, data: FoldDataset, files: FoldFolder, epoch_callback: Callable[[int, float, float], None]
+        self,
+        data: FoldDataset,
+        files: FoldFolder,
+        epoch_callback: Callable[[int, float, float], None],
+        step_callback: Callable[[int, int, int], None] = lambda epoch, done, total: None,
     ) -> None:
         self.data = data
         self.files = files
         self.epoch_callback = epoch_callback
+        self.step_callback = step_callback
         self.best_loss = float("inf")
         self.best_accuracy = -1.0
         self.best_epoch = -1
@@ -88,6 +94,12 @@ class BestEpochCheckpoint(Checkpoint):
         self.best_accuracy = state_dict.get("best_accuracy", -1.0)  # a checkpoint of an earlier version has none
         self.best_epoch = state_dict["best_epoch"]
         self.history = list(state_dict["history"])
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report the batch."""
+        self.step_callback(trainer.current_epoch, batch_idx + 1, int(trainer.num_training_batches))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Validate the epoch and save the checkpoint."""

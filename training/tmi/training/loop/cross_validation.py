@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,6 +54,9 @@ class TrainingCallbacks(Protocol):
     def on_fold_start(self, split: FoldSplit, epochs: int) -> Callable[[int, float, float], None]:
         """A fold starts; returns a function that is called after each epoch with its number and two losses."""
 
+    def on_step(self, split: FoldSplit, epoch: int, done: int, total: int) -> None:
+        """So many of an epoch's batches are done; not called for a model without a network."""
+
     def on_fold_end(self, split: FoldSplit, metrics: Mapping[str, float | None]) -> None:
         """A fold is finished, with these metrics on its held-out cases (`tmi.training.evaluation.metrics`)."""
 
@@ -93,6 +97,9 @@ class _Silent(TrainingCallbacks):
         return lambda epoch, training_loss, validation_loss: None
 
     def on_training_start(self, folds: int) -> None:
+        return
+
+    def on_step(self, split: FoldSplit, epoch: int, done: int, total: int) -> None:
         return
 
     def on_fold_end(self, split: FoldSplit, metrics: Mapping[str, float | None]) -> None:
@@ -256,6 +263,7 @@ def _train_folds(context: FoldContext, splits: Sequence[FoldSplit], out: Path, c
             epoch_callback=lambda split: callbacks.on_fold_start(split, epochs),
             on_fold_end=on_fold_end,
             on_fold_failed=callbacks.on_fold_failed,
+            on_step=callbacks.on_step,
         )
         return
     features = FrozenFeatures()  # shared by all folds that start from the same weights
@@ -265,6 +273,7 @@ def _train_folds(context: FoldContext, splits: Sequence[FoldSplit], out: Path, c
             split,
             FoldFolder.of(out, split.fold),
             epoch_callback=callbacks.on_fold_start(split, epochs),
+            step_callback=partial(callbacks.on_step, split),
             features=features,
         )
         on_fold_end(split)

@@ -42,6 +42,8 @@ CHECKPOINT_BYTES = 4 * WEIGHTS_BYTES
 """Limit on a checkpoint: the optimiser keeps two values for each weight."""
 EpochCallback = Callable[[int, float, float], None]
 """Called after each epoch with its number, training loss and validation loss."""
+StepCallback = Callable[[int, int, int], None]
+"""Called after each batch with the number of the epoch, of its batches that are done, and of all its batches."""
 
 
 def train_fold(
@@ -50,6 +52,7 @@ def train_fold(
     files: FoldFolder,
     *,
     epoch_callback: EpochCallback,
+    step_callback: StepCallback = lambda epoch, done, total: None,
     features: FrozenFeatures | None = None,
 ) -> None:
     """Train a fold and write its files; continue from its checkpoint if one exists.
@@ -59,6 +62,7 @@ def train_fold(
         split: the fold.
         files: files of the fold.
         epoch_callback: called after each epoch.
+        step_callback: called after each batch of a network.
         features: outputs of frozen encoders, shared between folds.
 
     Raises:
@@ -82,7 +86,7 @@ def train_fold(
 
         fit_sklearn_fold(arrays, data, files, config, epoch_callback)
         return
-    checkpointing = BestEpochCheckpoint(data, files, epoch_callback)
+    checkpointing = BestEpochCheckpoint(data, files, epoch_callback, step_callback)
     if hardware.world_size == 1:
         _fit(context, data, checkpointing, files, features)
     else:

@@ -16,6 +16,7 @@ import signal
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -25,7 +26,7 @@ from tmi.toolkit.compute.worker_process import end_with_parent
 from tmi.toolkit.errors import TmiError, UnavailableError
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, strip_mapped_ct
-from tmi.training.loop.fold_training import EpochCallback, train_fold
+from tmi.training.loop.fold_training import EpochCallback, StepCallback, train_fold
 from tmi.training.loop.hardware import HardwareConfig
 from tmi.training.loop.run_spec import FoldContext
 
@@ -59,6 +60,7 @@ class _Worker:
     process: Any
     receiver: Connection
     epoch_callback: EpochCallback
+    step_callback: StepCallback
 
 
 def assign_devices(hardware: HardwareConfig, *, workers: int) -> list[_DeviceAssignment]:
@@ -83,6 +85,7 @@ def train_folds_in_parallel(
     epoch_callback: Callable[[FoldSplit], EpochCallback],
     on_fold_failed: FoldFailedCallback,
     on_fold_end: Callable[[FoldSplit], None] = lambda split: None,
+    on_step: Callable[[FoldSplit, int, int, int], None] = lambda split, epoch, done, total: None,
 ) -> None:
     """Train folds, `hardware.parallel_folds` at a time.
 
@@ -93,6 +96,7 @@ def train_folds_in_parallel(
         epoch_callback: called when a fold starts; its result is called after each epoch.
         on_fold_failed: called for each fold that fails.
         on_fold_end: called for each fold that is finished.
+        on_step: called after each batch with its fold, the epoch, the batches done and those of the epoch.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the checkpoint of every fold's last complete epoch exists.
@@ -113,7 +117,12 @@ def train_folds_in_parallel(
             target=_train, args=(sender, device, payload), name=f"fold {split.fold}", daemon=True
         )
         worker = _Worker(
-            split=split, device=device, process=process, receiver=receiver, epoch_callback=epoch_callback(split)
+            split=split,
+            device=device,
+            process=process,
+            receiver=receiver,
+            epoch_callback=epoch_callback(split),
+            step_callback=partial(on_step, split),
         )
         running.append(worker)  # before start(), so that an interrupt in between still ends the process
         process.start()
@@ -159,6 +168,9 @@ def _receive_message(worker: _Worker) -> Exception | str | None:
     if kind == "epoch":
         worker.epoch_callback(*content)
         return None
+    if kind == "step":
+        worker.step_callback(*content)
+        return None
     worker.process.join()
     if kind == "done":
         return "done"
@@ -184,7 +196,13 @@ def _train(sender: Connection, device: _DeviceAssignment, payload: _Payload) -> 
     context, mapped, split, files = payload
     try:
         context = replace(context, arrays=restore_mapped_ct(context.arrays, mapped))
-        train_fold(context, split, files, epoch_callback=lambda *epoch: sender.send(("epoch", epoch)))
+        train_fold(
+            context,
+            split,
+            files,
+            epoch_callback=lambda *epoch: sender.send(("epoch", epoch)),
+            step_callback=lambda *step: sender.send(("step", step)),
+        )
     except Exception as error:  # noqa: BLE001 - the other folds continue, and the parent reports the error
         sender.send(("failed", _picklable_error(split.fold, error)))
     else:
