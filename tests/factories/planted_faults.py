@@ -156,7 +156,8 @@ def all_faults() -> tuple[Fault, ...]:
     from factories.export_faults import EXPORT_FAULTS
     from factories.file_faults import FILE_FAULTS
     from factories.forgery_faults import FORGERY_FAULTS
+    from factories.int8_faults import INT8_FAULTS
     from factories.privacy_faults import PRIVACY_FAULTS
     from factories.runtime_faults import RUNTIME_FAULTS
 
-    return (*EXPORT_FAULTS, *FILE_FAULTS, *FORGERY_FAULTS, *PRIVACY_FAULTS, *RUNTIME_FAULTS)
+    return (*EXPORT_FAULTS, *FILE_FAULTS, *FORGERY_FAULTS, *INT8_FAULTS, *PRIVACY_FAULTS, *RUNTIME_FAULTS)

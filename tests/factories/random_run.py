@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tmi.toolkit.cases.case import open_cohort
+from tmi.toolkit.cases.fingerprint import cohort_fingerprint
 from tmi.toolkit.clinical.schema import Schema, load_schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
@@ -44,6 +46,7 @@ def write_random_run(
     shared_ct: bool = False,
     vocab: Path | None = None,
     schema: Schema | None = None,
+    cohort: Path | None = None,
 ) -> Path:
     """Write the run and return its folder.
 
@@ -56,15 +59,20 @@ def write_random_run(
         shared_ct: whether all folds have the CT encoder of the first.
         vocab: BERT vocab.txt of the tokenizers; None trains a vocabulary for each fold.
         schema: clinical schema of the run; None for the packaged one.
+        cohort: cohort that the run is said to be trained on; None for one that does not exist.
     """
     ids = [f"P{n:03d}" for n in range(folds * CASES_PER_FOLD)]
+    fingerprint = sha256_json(ids)
+    if cohort is not None:
+        opened = open_cohort(cohort)
+        ids, fingerprint = [case.case_id for case in opened.cases], cohort_fingerprint(opened)
     run = RunFolder.create(
         folder,
         name=folder.name,
         config=config,
         schema=schema or load_schema(),
         folds=[_split(ids, fold, folds) for fold in range(folds)],
-        cohort={"cases": len(ids), "fingerprint": sha256_json(ids), "synthetic": True},
+        cohort={"cases": len(ids), "fingerprint": fingerprint, "synthetic": True},
         versions={"torch": torch.__version__},
     )
     first: dict[str, torch.Tensor] = {}

@@ -20,9 +20,9 @@ PUBLIC_NAMES = {
         ExportSettings add_to_bundle build_bundle check_request export_run require_addable
     """,
     "tmi.export.checks": """
-        AuditedGraph Progress RealCase ValidationSet audit_file audit_fold_files audit_stored_weights
+        AuditedGraph CalibratedCase Progress RealCase ValidationSet audit_file audit_fold_files audit_stored_weights
         compute_eager_reference float32_noise float64_reference golden_case_reference
-        read_real_cases read_summary require_finite split_failed_optional validate_engines
+        network_inputs read_real_cases read_summary require_finite split_failed_optional validate_engines
         validate_real_cases write_engine_outputs write_file write_real_cases
     """,
     "tmi.export.cli": "",
@@ -30,6 +30,9 @@ PUBLIC_NAMES = {
         EXPORTERS FoldModels GraphPartition MultiFoldFusion StateDict TYPED example_inputs
         exporter_spec partition_run read_weights require_exportable require_exporter
         weights_digest write_onnx
+    """,
+    "tmi.export.quantization": """
+        add_int8_graphs read_calibration_cases
     """,
     "tmi.export.tensorrt": """
         BuildOptions FP16_MAX HardwareLevel PLANS PlanRequest add_plans add_typed_graphs audit_typed build_blocker
@@ -205,7 +208,7 @@ PUBLIC_NAMES = {
     "tmi.training.data": """
         Batch CohortArrays EpochBatches FoldDataset IN_MEMORY_BYTES NO_ANONYMITY can_find_copies
         find_copies
-        find_duplicates fingerprint make_folds patient_key prepare_cohort text_truncation
+        find_duplicates make_folds patient_key prepare_cohort text_truncation
         train_vocabulary write_augmentation_log
     """,
     "tmi.training.evaluation": """

@@ -15,7 +15,7 @@ from typing import Any
 from tmi.export.bundle.context import ExportContext
 from tmi.export.bundle.run_record import recorded_versions
 from tmi.export.checks.validation_set import RealCase
-from tmi.export.graphs.registry import EXPORTERS, TYPED
+from tmi.export.graphs.registry import EXPORTERS, INT8, TYPED
 from tmi.export.tensorrt.engines import PLANS, pending_engines, without_plans
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import EVIDENCE_FOLDER, MANIFEST_FILE, REAL_CASES_FILE, Manifest
@@ -58,7 +58,7 @@ def require_addable(out: Path, artefacts: Sequence[str], *, precision: str | Non
     existing = [name for name in artefacts if name in present_artefacts(bundle)]
     if existing and not force:
         raise UsageError(f"bundle {out} has {', '.join(existing)} already", fix="replace it with --force")
-    built = _plans(bundle)
+    built = [*_plans(bundle), *([INT8] if bundle.has(INT8) else [])]
     kept = [name for name in built if name not in artefacts]
     if "onnx" in existing and kept:
         raise UsageError(
@@ -131,6 +131,8 @@ def without_artefacts(bundle: Bundle, names: Collection[str], precision: str | N
         engines_rejected={e: why for e, why in manifest.engines_rejected.items() if e not in engines},
         additions=additions,
     )
+    if INT8 in present:
+        changed = replace(changed, int8=None)
     changed = without_plans(changed, [name for name in present if name in PLANS], typed=TYPED in kinds)
     unused = set(manifest.referenced_files()) - set(changed.referenced_files())
     unused |= {f"{EVIDENCE_FOLDER}/{engine}.safetensors" for engine in engines if engine}

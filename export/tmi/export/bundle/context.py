@@ -33,6 +33,9 @@ class ExportSettings:
     cases: tuple[Path, ...] = ()
     """Real case or cohort folders to validate the engines on, in addition to the golden inputs. Only their hashes and
     outputs are stored in the bundle."""
+    calibration: Path | None = None
+    """Cohort that the run was trained on, on whose training cases INT8 graphs are calibrated. Only hashes of them are
+    stored in the bundle."""
     precision: str | None = None
     """Precision of TensorRT engines, a key of `tmi.export.tensorrt.precision_choice.PRECISIONS`; None: that of the
     bundle's typed graphs, if it has any, else `DEFAULT_PRECISION`."""
@@ -81,7 +84,12 @@ class ExportContext:
 
     @property
     def graph_artefacts(self) -> tuple[str, ...]:
-        """The artefacts that are written from the network; the others are built from typed graphs."""
+        """The artefacts that are written from the network; the others are built from their files."""
+        return tuple(name for name in self.artefacts if EXPORTERS[name].writer is not None)
+
+    @property
+    def checked_artefacts(self) -> tuple[str, ...]:
+        """The artefacts whose engines this export validates; those of TensorRT engines may be built elsewhere."""
         return tuple(name for name in self.artefacts if name not in PLANS)
 
     @property
@@ -94,7 +102,7 @@ class ExportContext:
         """Artefacts of the extended bundle that are written from the network."""
         if self.base is None:
             return ()
-        return tuple(n for n in EXPORTERS if n not in PLANS and self.base.has(EXPORTERS[n].artefact))
+        return tuple(n for n in EXPORTERS if EXPORTERS[n].writer is not None and self.base.has(EXPORTERS[n].artefact))
 
     def staged(self) -> Bundle:
         """The staged folder as a bundle whose files are not compared with the manifest."""
@@ -115,6 +123,6 @@ class ExportContext:
 
 
 def with_required_graphs(artefacts: tuple[str, ...], base: Bundle | None) -> tuple[str, ...]:
-    """Add the artefact `onnx`, from which every TensorRT engine is built, unless a bundle has it."""
-    needs_onnx = any(name in PLANS for name in artefacts) and "onnx" not in artefacts
+    """Add the artefact `onnx`, from which INT8 graphs and every TensorRT engine are built, unless a bundle has it."""
+    needs_onnx = any(EXPORTERS[name].writer is None for name in artefacts) and "onnx" not in artefacts
     return ("onnx", *artefacts) if needs_onnx and (base is None or not base.has("onnx")) else artefacts

@@ -34,9 +34,9 @@ from tmi.export.checks.acceptance import (
 from tmi.export.checks.eager_reference import compute_eager_reference, float32_noise, float64_reference
 from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases
-from tmi.export.checks.validation_set import ValidationSet, write_engine_outputs
+from tmi.export.checks.validation_set import CalibratedCase, ValidationSet, write_engine_outputs
 from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, partition_run
-from tmi.export.graphs.registry import EXPORTERS, TYPED
+from tmi.export.graphs.registry import EXPORTERS, INT8, TYPED
 from tmi.export.tensorrt.typed_graphs import audit_typed
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.consistency import graph_spec
@@ -86,13 +86,13 @@ def partition(context: ExportContext) -> None:
         require_same_run(context, context.base, manifest, copied)
         # The files are compared when they are complete: some are written again.
         known = replace(context.base.manifest, files={})
-        context.manifest = _with_engines_not_validated(known, context.graph_artefacts)
+        context.manifest = _with_engines_not_validated(known, context.checked_artefacts)
         return
     for name, source in copied.items():
         target = context.folder / name
         target.parent.mkdir(exist_ok=True)
         copy_run_file(source, target)
-    context.manifest = _with_engines_not_validated(manifest, context.graph_artefacts)
+    context.manifest = _with_engines_not_validated(manifest, context.checked_artefacts)
 
 
 def copy_run_file(source: Path, target: Path) -> None:
@@ -131,6 +131,7 @@ def reference(context: ExportContext) -> None:
         reference=outputs,
         reference_float64=outputs_float64,
         real_cases=read_real_cases(context.settings.cases, context.run, found, models),
+        calibration=_calibration_cases(context, models),
     )
     if context.base is not None:
         require_same_references(context, context.base)
@@ -149,6 +150,16 @@ def reference(context: ExportContext) -> None:
         largest_batch=largest_batch(config),
     )
     context.manifest = replace(context.manifest, golden=record)
+
+
+def _calibration_cases(context: ExportContext, models: FoldModels) -> list[CalibratedCase]:
+    if INT8 not in context.artefacts:
+        return []
+    from tmi.export.quantization.calibration_cases import read_calibration_cases
+
+    assert context.settings.calibration is not None  # `check_request` requires it
+    context.progress("preparing the calibration cases")
+    return read_calibration_cases(context.settings.calibration, context.run, context.partition, models)
 
 
 def write(context: ExportContext) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from tmi.export.bundle.context import WEIGHTS, ExportSettings
 from tmi.export.bundle.writer import export_run, extend_bundle
 from tmi.export.checks.acceptance import Progress
-from tmi.export.graphs.registry import EXPORTERS
+from tmi.export.graphs.registry import EXPORTERS, INT8
 from tmi.export.tensorrt.engines import PLANS
 from tmi.runtime.bundle.manifest import REAL_CASES_FILE, Manifest, manifest_to_json
 from tmi.runtime.bundle.reader import Bundle, open_bundle
@@ -103,6 +103,11 @@ def _require_repeatable(bundle: Bundle, kinds: set[str]) -> None:
         raise UsageError(
             f"bundle {bundle.folder} holds {', '.join(others)}, which differs with every build",
             fix="compare a bundle without TensorRT engines: export the run with --engine onnx",
+        )
+    if INT8 in kinds:
+        raise UsageError(
+            f"bundle {bundle.folder} holds INT8 graphs, which cannot be repeated without their calibration cases",
+            fix="compare a bundle that was exported without --precision int8",
         )
     if REAL_CASES_FILE in bundle.manifest.files:
         raise UsageError(

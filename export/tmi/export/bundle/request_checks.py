@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmi.export.graphs.registry import EXPORTERS, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, INT8, require_exporter
 from tmi.export.tensorrt.precision_choice import require_precision
 from tmi.runtime.bundle.manifest import MANIFEST_FILE
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
 
+INT8_PRECISION = "int8"
+"""Value of `--precision` that adds INT8 graphs."""
+
 
 def check_request(
-    run: Path, out: Path | None, *, artefacts: Sequence[str], precision: str | None, force: bool = False
+    run: Path,
+    out: Path | None,
+    *,
+    artefacts: Sequence[str],
+    precision: str | None,
+    force: bool = False,
+    calibration: Path | None = None,
 ) -> RunFolder:
     """Check what an export is asked for, without hashing a file: first the run, then the output.
 
@@ -24,6 +33,7 @@ def check_request(
         artefacts: names in `EXPORTERS`.
         precision: value of `--precision`, if one is given.
         force: as in `require_replaceable`.
+        calibration: cohort to calibrate INT8 on, if one is given.
 
     Returns:
         The run, which is finished.
@@ -39,11 +49,34 @@ def check_request(
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
     if precision is not None:
         require_precision(precision)
+    if INT8 in artefacts and calibration is None:
+        raise UsageError(
+            "INT8 is calibrated on training cases of the run, and no cohort is given",
+            fix="name the cohort that the run was trained on with --calibration",
+        )
+    if INT8 not in artefacts and calibration is not None:
+        raise UsageError("--calibration is for INT8, which is not exported", fix="omit it, or add --precision int8")
     folder = RunFolder.open(run)
     folder.require_status()
     if out is not None:
         require_replaceable(out, force=force)
     return folder
+
+
+def with_int8(engines: Sequence[str], precision: str | None) -> tuple[list[str], str | None]:
+    """Artefacts and precision of TensorRT engines that `--engine` and `--precision` ask for: `int8` is an artefact.
+
+    Raises:
+        UsageError: INT8 of a TensorRT engine.
+    """
+    if precision != INT8_PRECISION:
+        return list(engines), precision
+    plans = [name for name in engines if EXPORTERS[name].plan is not None]
+    if plans:
+        raise UsageError(
+            f"--precision int8 is for engines on the CPU, not for {plans[0]}", fix="export them one after another"
+        )
+    return [*engines, *([] if INT8 in engines else [INT8])], None
 
 
 def require_replaceable(out: Path, *, force: bool) -> None:

@@ -14,7 +14,7 @@ from tmi.export.bundle.additions import require_addable, staged_copy, typed_prec
 from tmi.export.bundle.context import ExportContext, ExportSettings, with_required_graphs
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.reproducible import export_time
-from tmi.export.bundle.request_checks import check_request, require_replaceable
+from tmi.export.bundle.request_checks import check_request, require_replaceable, with_int8
 from tmi.export.bundle.stages import run_stages
 from tmi.export.checks.acceptance import Progress
 from tmi.export.graphs.partition import require_exportable
@@ -38,6 +38,7 @@ def export(
     weights: bool = True,
     force: bool = False,
     precision: str | None = None,
+    calibration: Path | str | None = None,
     target: str | None = None,
     progress: Progress = lambda line: None,
 ) -> Bundle:
@@ -50,7 +51,9 @@ def export(
         cases: real case or cohort folders to validate the engines on, in addition to the golden inputs.
         weights: store the eager weights, which the engine `eager`, `tmi explain` and `tmi report` need.
         force: replace an existing bundle.
-        precision: of TensorRT engines: `fp16`, `tf32`, `fp32`, or `auto` to search; None: the default.
+        precision: `int8` adds INT8 graphs; of TensorRT engines: `fp16`, `tf32`, `fp32`, or `auto` to search; None: the
+            default.
+        calibration: cohort that the run was trained on, whose training cases calibrate INT8.
         target: GPU that plans of `trt-rtx` are built for, for example `sm80`; None: that of this machine.
         progress: called with one line for each step.
 
@@ -62,11 +65,15 @@ def export(
         UnavailableError, DamagedError, InputRejectedError, ParityError: as in `export_run`.
     """
     plans = [name for name in engines if exporter_spec(name).plan is not None]
+    engines, precision = with_int8(engines, precision)
     if precision is not None and not plans:
         raise UsageError("a precision is for TensorRT engines; the others are float32", fix="omit it")
     require_target(plans, target)
     settings = ExportSettings(
-        cases=tuple(Path(case) for case in cases), precision=precision, options=BuildOptions(target=target)
+        cases=tuple(Path(case) for case in cases),
+        calibration=None if calibration is None else Path(calibration),
+        precision=precision,
+        options=BuildOptions(target=target),
     )
     return export_run(
         Path(run), Path(out), artefacts=engines, force=force, weights=weights, settings=settings, progress=progress
@@ -109,7 +116,9 @@ def export_run(
         ParityError: a check failed; nothing was written.
     """
     settings, names = settings or ExportSettings(), tuple(dict.fromkeys(artefacts))
-    folder = check_request(run, out, artefacts=names, precision=settings.precision, force=force)
+    folder = check_request(
+        run, out, artefacts=names, precision=settings.precision, force=force, calibration=settings.calibration
+    )
     return _export(
         folder,
         out,
@@ -184,7 +193,7 @@ def extend_bundle(
         UsageError, UnavailableError, DamagedError, InputRejectedError, ParityError: as in `add_to_bundle`.
     """
     settings, names = settings or ExportSettings(), tuple(dict.fromkeys(artefacts))
-    folder = check_request(run, None, artefacts=names, precision=settings.precision)
+    folder = check_request(run, None, artefacts=names, precision=settings.precision, calibration=settings.calibration)
     return _export(
         folder,
         out,

@@ -12,7 +12,9 @@ from .eager_reference import float32_noise as float32_noise
 from .eager_reference import float64_reference as float64_reference
 from .onnx_summary import read_summary as read_summary
 from .preprocessing_reference import golden_case_reference as golden_case_reference
+from .real_cases import network_inputs as network_inputs
 from .real_cases import read_real_cases as read_real_cases
+from .validation_set import CalibratedCase as CalibratedCase
 from .validation_set import RealCase as RealCase
 from .validation_set import ValidationSet as ValidationSet
 from .validation_set import validate_real_cases as validate_real_cases

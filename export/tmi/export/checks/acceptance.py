@@ -25,7 +25,7 @@ from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_pa
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
-from tmi.runtime.engines.registry import engine_spec, installed, missing_requirement, open_engine
+from tmi.runtime.engines.registry import Engine, engine_spec, installed, missing_requirement, open_engine
 from tmi.runtime.verification.outputs import PIPELINE, Outputs
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
 from tmi.runtime.verification.verify import failure_summary, load_failure
@@ -158,7 +158,7 @@ def validate_engines(
         first, *others = EXPORTERS[artefact].engines
         for name in (first, *(n for n in others if installed(n) and missing_requirement(n) is None)):
             progress(f"validating {artefact} on engine {name}")
-            records += _validate_engine(name, bundle, artefact, validation_set, partial(on_outputs, name))
+            records += validate_engine(name, bundle, artefact, validation_set, partial(on_outputs, name))
     return records
 
 
@@ -176,9 +176,25 @@ def _file_check(
     )
 
 
-def _validate_engine(
-    name: str, bundle: Bundle, artefact: str, validation_set: ValidationSet, on_outputs: Callable[[Outputs], None]
+def validate_engine(
+    name: str,
+    bundle: Bundle,
+    artefact: str,
+    validation_set: ValidationSet,
+    on_outputs: Callable[[Outputs], None],
+    *,
+    more: Callable[[Engine], list[CheckResult]] = lambda engine: [],
 ) -> list[CheckResult]:
+    """Run the parity checks of one engine on golden inputs and real cases.
+
+    Args:
+        name: the engine.
+        bundle: bundle whose files are written.
+        artefact: artefact kind that it runs.
+        validation_set: inputs and reference outputs.
+        on_outputs: called with its outputs for the golden inputs.
+        more: further checks of the open engine.
+    """
     try:
         engine = open_engine(name, bundle)
     except ENGINE_ERRORS as error:
@@ -195,8 +211,12 @@ def _validate_engine(
             precision=precision,
             keep=on_outputs,
         )
-        return records + validate_real_cases(
-            engine, bundle.manifest, validation_set.real_cases, artefact=artefact, precision=precision
+        return (
+            records
+            + validate_real_cases(
+                engine, bundle.manifest, validation_set.real_cases, artefact=artefact, precision=precision
+            )
+            + more(engine)
         )
 
 

@@ -48,12 +48,13 @@ def read_real_cases(
     modalities = active_modalities(run.config)
     real_cases = []
     for case in cases:
-        inputs = _network_inputs(prepare_case(case, run.config, run.schema, modalities=modalities), run, partition)
+        inputs = network_inputs(prepare_case(case, run.config, run.schema, modalities=modalities), run, partition)
         real_cases.append(RealCase(inputs=inputs, reference=compute_eager_reference(models, partition, inputs)))
     return real_cases
 
 
-def _network_inputs(prepared: PreparedCase, run: RunFolder, partition: GraphPartition) -> GoldenInputs:
+def network_inputs(prepared: PreparedCase, run: RunFolder, partition: GraphPartition) -> GoldenInputs:
+    """Network inputs of a prepared case for every fold, in the form of one golden case."""
     clinical = run.config.clinical
     texts = {}
     for encoder in partition.encoders:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.int8_records import CalibrationCase
 from tmi.runtime.bundle.manifest import EVIDENCE_FOLDER, Manifest
 from tmi.runtime.engines.registry import Engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs
@@ -35,6 +36,18 @@ class RealCase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibratedCase:
+    """A training case that calibrates INT8 graphs."""
+
+    record: CalibrationCase
+    """Its digests."""
+    graphs: tuple[str, ...]
+    """Encoder graphs that it calibrates."""
+    case: RealCase
+    """Network inputs and eager outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationSet:
     """Inputs that every engine is validated on, and the eager model's outputs for them."""
 
@@ -46,12 +59,20 @@ class ValidationSet:
     """Eager float64 outputs; None for large volumes."""
     real_cases: Sequence[RealCase] = ()
     """Real cases given with --cases."""
+    calibration: Sequence[CalibratedCase] = ()
+    """Training cases that INT8 is calibrated on."""
 
 
 def validate_real_cases(
-    engine: Engine, manifest: Manifest, cases: Sequence[RealCase], *, artefact: str, precision: str = "float32"
+    engine: Engine,
+    manifest: Manifest,
+    cases: Sequence[RealCase],
+    *,
+    artefact: str,
+    precision: str = "float32",
+    kind: str = "real",
 ) -> list[CheckResult]:
-    """Run the parity checks on each case and return the worst result of each, named `real-<check>`.
+    """Run the parity checks on each case and return the worst result of each, named `<kind>-<check>`.
 
     Args:
         engine: engine opened on the bundle of `manifest`.
@@ -59,6 +80,7 @@ def validate_real_cases(
         cases: the cases. The engine's outputs are added to their `outputs`.
         artefact: artefact kind that the engine runs, for the records.
         precision: a key of `tmi.runtime.verification.parity.BOUNDS`.
+        kind: what the cases are.
     """
     by_check: dict[tuple[str, str], list[CheckResult]] = {}
     for case in cases:
@@ -69,7 +91,9 @@ def validate_real_cases(
             by_check.setdefault((r.check, r.graph), []).append(r)
     # A failed record is worse than any measured error: its `measured` may be None.
     worst = [max(records, key=lambda r: (not r.passed, r.measured or 0.0)) for records in by_check.values()]
-    return [replace(r, check=f"real-{r.check}", detail=f"worst of {len(cases)} real cases: {r.detail}") for r in worst]
+    return [
+        replace(r, check=f"{kind}-{r.check}", detail=f"worst of {len(cases)} {kind} cases: {r.detail}") for r in worst
+    ]
 
 
 def write_engine_outputs(folder: Path, engine: str, outputs: Outputs) -> None:

@@ -30,7 +30,8 @@ def export(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnx, torchscript, trt, trt-rtx or torch-trt; several with commas, or repeated. Default: onnx.",
+            help="onnx, onnx-int8, torchscript, trt, trt-rtx or torch-trt; several with commas, or repeated. "
+            "Default: onnx.",
             show_default=False,
             autocompletion=completes(of="tmi.export.graphs.registry:EXPORTERS"),
         ),
@@ -59,9 +60,19 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Precision of TensorRT engines: fp16, tf32, fp32, or auto to search. Default: fp16.",
+            help="int8 adds quantised graphs for the CPU (onnx-int8). Of TensorRT engines: fp16, tf32, fp32, or auto "
+            "to search; default: fp16.",
             show_default=False,
-            autocompletion=completes(of="tmi.export.tensorrt.precision_choice:PRECISIONS"),
+            autocompletion=completes("int8", of="tmi.export.tensorrt.precision_choice:PRECISIONS"),
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="COHORT",
+            help="Cohort that the run was trained on: its training cases calibrate INT8. Default: ./cohort or "
+            "tmi.toml's. Only hashes of them are stored in the bundle.",
+            show_default=False,
         ),
     ] = None,
     target: Target = None,
@@ -101,26 +112,30 @@ def export(
         tmi export
         tmi export ./runs/2026-01-31-tiny --engine onnx,torchscript --out ./bundle
         tmi export --add --engine trt-rtx --precision auto --target sm80
+        tmi export ./runs/2026-01-31-tiny --precision int8 --calibration ./cohort
     """
     from tmi.export.bundle.additions import require_addable
     from tmi.export.bundle.context import ExportSettings
-    from tmi.export.bundle.request_checks import check_request
+    from tmi.export.bundle.request_checks import INT8_PRECISION, check_request, with_int8
     from tmi.export.cli.tables import print_bundle, print_failures, print_signature_removed
     from tmi.export.cli.tensorrt_options import build_options
-    from tmi.export.graphs.registry import exporter_spec, require_exporter
+    from tmi.export.graphs.registry import INT8, exporter_spec, require_exporter
     from tmi.runtime.bundle.check_result import ParityError
     from tmi.runtime.bundle.manifest import SIGNATURE_FILE
+    from tmi.toolkit.cases.case import is_cohort
     from tmi.toolkit.config.project import PROJECT_FILE, load_project, newest_finished_run
     from tmi.toolkit.errors import UsageError
 
     project = load_project()
     if run is not None:
         require_run(run)  # before the other defaults: a mistyped run is no fault of the bundle
-    require_paths(("--cases", cases), ("--timing-cache folder", None if timing_cache is None else timing_cache.parent))
+    require_paths(("--cases", cases), ("--calibration", calibration))
+    require_paths(("--timing-cache folder", None if timing_cache is None else timing_cache.parent))
     if cases:
         require_case_paths(cases)
     reason = {
-        name: f"from {PROJECT_FILE}" if name in project.from_file else "the default" for name in ("engine", "bundle")
+        name: f"from {PROJECT_FILE}" if name in project.from_file else "the default"
+        for name in ("engine", "bundle", "cohort")
     }
     engine = split_names(engine)
     if not add:
@@ -129,6 +144,8 @@ def export(
         raise UsageError(
             "--no-weights is for a new bundle; --add keeps its weights as they are", fix="omit one of the two"
         )
+    if add and not engine and precision == INT8_PRECISION:
+        engine = [INT8]
     if add and not engine:
         raise UsageError(
             "--add needs the engines to add", fix="name them with --engine, for example --engine torchscript"
@@ -138,10 +155,15 @@ def export(
         echo(f"engine {engine[0]} ({reason['engine']})", err=True)
     for name in engine:
         require_exporter(name)
+    engine, precision = with_int8(engine, precision)
+    if INT8 in engine and calibration is None and is_cohort(project.path("cohort")):
+        calibration = project.path("cohort")
+        echo(f"calibration {calibration} ({reason['cohort']})", err=True)
     plans = [name for name in engine if exporter_spec(name).plan is not None]
     if precision is not None and not plans:
         raise UsageError(
-            f"--precision is for TensorRT engines; {engine[0]} is float32", fix="omit it, or add --engine trt"
+            f"--precision {precision} is for TensorRT engines; {engine[0]} is float32",
+            fix="omit it, or add --engine trt",
         )
     options = build_options(
         plans,
@@ -160,11 +182,17 @@ def export(
         out = project.path("bundle")
         echo(f"bundle {out} ({reason['bundle']})", err=True)
     require_folder_name(out, kind="bundle")
-    check_request(run, None if add else out, artefacts=engine, precision=precision, force=force)
+    check_request(
+        run, None if add else out, artefacts=engine, precision=precision, force=force, calibration=calibration
+    )
     if add:
         require_addable(out, engine, precision=precision, force=force)
     settings = ExportSettings(
-        cases=tuple(cases or ()), precision=precision, options=options, check_memory=not no_memory_check
+        cases=tuple(cases or ()),
+        calibration=calibration,
+        precision=precision,
+        options=options,
+        check_memory=not no_memory_check,
     )
     signed = add and (out / SIGNATURE_FILE).exists()
     try:

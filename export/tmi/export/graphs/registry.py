@@ -13,6 +13,8 @@ from tmi.toolkit.model_registry import import_target
 
 GRAPHS = ("torch", "onnx", "onnxscript", "onnxruntime")
 """Packages that the ONNX writer needs. Every TensorRT engine starts from ONNX graphs."""
+INT8 = "onnx-int8"
+"""Artefact kind of the quantised graphs, and the name of its exporter."""
 TYPED = "onnx-typed"
 """Artefact kind of the strongly typed graphs that TensorRT engines are built from."""
 
@@ -32,7 +34,7 @@ class ExporterSpec:
     engines: tuple[str, ...]
     """Engines that validate the artefact. The first one is required, the others run where they are installed."""
     writer: str | None = None
-    """`module:function`, called as f(module, spec, example inputs, file); None: built from the typed graphs."""
+    """`module:function`, called as f(module, spec, example inputs, file); None: built from other files."""
     reader: str | None = None
     """`module:function` that reads a file as `tmi.export.checks.graph_summary.GraphSummary`; None: not readable."""
     plan: str | None = None
@@ -67,6 +69,13 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             writer="tmi.export.graphs.torchscript:write_torchscript",
             reader="tmi.export.checks.torchscript_summary:read_summary",
             engines=("torchscript", "torchscript-cuda"),
+        ),
+        INT8: ExporterSpec(
+            artefact=INT8,
+            suffix=".int8.onnx",
+            extra="export",
+            packages=GRAPHS,
+            engines=("openvino-int8", "onnx-int8"),
         ),
         "trt": ExporterSpec(
             artefact="trt",

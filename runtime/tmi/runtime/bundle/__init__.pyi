@@ -7,6 +7,11 @@ from .contents import bundled_schema as bundled_schema
 from .contents import bundled_tokenizer as bundled_tokenizer
 from .earlier_schemas import known_entries as known_entries
 from .earlier_schemas import with_current_names as with_current_names
+from .int8_records import CalibrationCase as CalibrationCase
+from .int8_records import Int8Graph as Int8Graph
+from .int8_records import Int8Record as Int8Record
+from .int8_records import case_digest as case_digest
+from .int8_records import untrained_cases as untrained_cases
 from .manifest import EVIDENCE_FOLDER as EVIDENCE_FOLDER
 from .manifest import FUSION as FUSION
 from .manifest import GOLDEN_CASE_FILE as GOLDEN_CASE_FILE

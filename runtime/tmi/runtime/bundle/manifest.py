@@ -6,6 +6,7 @@ A bundle is a folder::
     manifest.json.sha256    its digest, in the format of `sha256sum -c`
     graphs/<graph>.onnx     one file for each graph and artefact kind
     graphs/<graph>.pt
+    graphs/<graph>.int8.onnx    quantised encoder, for the engines in INT8
     graphs/<graph>.fp16.onnx    source of the TensorRT engines, if it is not the float32 file
     graphs/<graph>.engine       TensorRT; .rtx.engine: TensorRT-RTX
     weights/<graph>.safetensors
@@ -42,6 +43,7 @@ from typing import Any, Literal
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.earlier_schemas import upgraded
 from tmi.runtime.bundle.frozen_values import FrozenValues
+from tmi.runtime.bundle.int8_records import Int8Record
 from tmi.runtime.bundle.manifest_records import Addition, ClinicalSpec, FileSpec, GoldenRecord, Hardware, RunRecord
 from tmi.runtime.bundle.tensorrt_records import TensorRtRecord
 from tmi.toolkit.config.schema import CLASSES, POSITIVE, Config, Modality
@@ -68,7 +70,7 @@ FUSION = "fusion"
 SAME_VERSION_FIX = "use the tmi version that made the bundle, or export it again"
 
 Role = Literal["ct", "text", "fusion"]
-Artefact = Literal["onnx", "torchscript", "weights", "onnx-typed", "trt", "trt-rtx", "torch-trt"]
+Artefact = Literal["onnx", "torchscript", "weights", "onnx-int8", "onnx-typed", "trt", "trt-rtx", "torch-trt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,8 @@ class Manifest(FrozenValues):
     """Optional engine -> why the export's parity checks rejected it."""
     tensorrt: TensorRtRecord | None = None
     """TensorRT; null without typed graphs."""
+    int8: Int8Record | None = None
+    """INT8; null without quantised graphs, and then left out of the document."""
     additions: tuple[Addition, ...] = ()
     """Artefacts that were added after the export, in order."""
     threshold: float = 0.5
@@ -192,8 +196,12 @@ class Manifest(FrozenValues):
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    """Convert a manifest to plain JSON values."""
-    return to_json(manifest)
+    """Convert a manifest to plain JSON values.
+
+    `int8` is left out if it is null: a bundle without it is the same document for a reader that does not know it.
+    """
+    document = to_json(manifest)
+    return document if manifest.int8 is not None else {k: v for k, v in document.items() if k != "int8"}
 
 
 def manifest_from_json(data: Mapping[str, Any]) -> Manifest:

@@ -21,13 +21,13 @@ OPERATORS = frozenset(
     "Flatten Gather GatherElements Gelu Gemm GlobalAveragePool Greater Identity InstanceNormalization "
     "LayerNormalization Less Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pow ReduceL2 ReduceLogSumExp "
     "ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze Sub Tanh "
-    "Transpose Unsqueeze Where".split()
+    "Transpose Unsqueeze Where DequantizeLinear QuantizeLinear".split()
 )
 """Operators that a graph may contain: stateless, without files, subgraphs or randomness."""
 OPSETS = range(17, 24)
 """Versions of the default operator set that are accepted; an export writes 20."""
-ITEM_BYTES = {1: 4, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
-"""ONNX data type -> bytes of an element: float32, int32, int64, bool, float16, float64, bfloat16."""
+ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+"""ONNX data type -> bytes of an element: float32, uint8, int8, int32, int64, bool, float16, float64, bfloat16."""
 DTYPES = {1: "float32", 7: "int64"}
 MAX_RANK = 8
 MAX_ATTRIBUTE = 2**31 - 1

@@ -22,6 +22,7 @@ from tmi.runtime.bundle.manifest import (
     Manifest,
     PartDigests,
     manifest_from_json,
+    manifest_to_json,
     part_digests,
 )
 from tmi.runtime.bundle.manifest_records import FileSpec
@@ -31,7 +32,6 @@ from tmi.toolkit.storage.atomic_files import write_text
 from tmi.toolkit.storage.bounded_files import FileTooLargeError, open_regular, read_bytes
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.hashing import canonical_json, sha256_bytes, sha256_file
-from tmi.toolkit.storage.serialization import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def fingerprint(folder: Path) -> dict[str, FileSpec]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:
     """Write the manifest and its digest file. Returns the digest."""
-    text = canonical_json(to_json(manifest))
+    text = canonical_json(manifest_to_json(manifest))
     digest = sha256_bytes(text.encode())
     write_text(folder / MANIFEST_FILE, text)
     write_text(folder / DIGEST_FILE, f"{digest}  {MANIFEST_FILE}\n")

@@ -73,6 +73,12 @@ class OnnxEngine(GraphEngine):
             return dict(zip(names, loaded.run(names, inputs, options), strict=True))
 
 
+class OnnxInt8Engine(OnnxEngine):
+    """`CPUExecutionProvider` on the quantised encoders of the bundle."""
+
+    name: ClassVar[str] = "onnx-int8"
+
+
 def missing_cuda_provider() -> str | None:
     """The requirement of the CUDA engines that the installed ONNX Runtime does not meet, or None."""
     if CUDA_PROVIDER in onnxruntime.get_available_providers():

@@ -1,9 +1,10 @@
-"""OpenVINO on the CPU, from the same ONNX files: in float32, and as a separate engine in bfloat16.
+"""OpenVINO on the CPU, from the same ONNX files: in float32, and as separate engines in bfloat16 and INT8.
 
 On a CPU with bfloat16 instructions OpenVINO lowers the precision by default. The precision hint is therefore always
 set, and read back from every compiled graph. The bfloat16 engine runs the encoders in bfloat16, which take most of the
-time; the fusion graph takes a thousandth of it and stays in float32. Shapes stay dynamic: a text of another length
-needs no other graph.
+time; the fusion graph takes a thousandth of it and stays in float32. The INT8 engine runs the quantised graphs of the
+bundle, and all that they leave in float32 in float32. Shapes stay dynamic: a text of another length needs no other
+graph.
 
 Compiled graphs are stored in the user's cache (`tmi.runtime.engines.compiled_cache`) and memory-mapped. A compiled
 graph keeps the activations of its last run. If a bundle has several encoders of one role, their activations are
@@ -29,6 +30,7 @@ from tmi.runtime.engines.compiled_cache import CompiledCache, MappedFile
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.host import cpu_name
 from tmi.runtime.engines.memory_file import memory_file
+from tmi.runtime.engines.registry import engine_spec
 from tmi.toolkit.errors import UnavailableError
 
 DEVICE = "CPU"
@@ -89,7 +91,7 @@ class OpenVinoEngine(GraphEngine):
 
     def _key(self, bundle: Bundle, spec: GraphSpec) -> str | None:
         """Everything a compiled graph depends on; None while a bundle is being exported and has no fingerprints yet."""
-        file = bundle.manifest.files.get(spec.artefacts.get("onnx", ""))
+        file = bundle.manifest.files.get(spec.artefacts.get(engine_spec(self.name).artefact, ""))
         if file is None:
             return None
         return "\n".join(
@@ -163,3 +165,9 @@ class OpenVinoBf16Engine(OpenVinoEngine):
 
     name = "openvino-bf16"
     encoder_precision = BFLOAT16
+
+
+class OpenVinoInt8Engine(OpenVinoEngine):
+    """OpenVINO on the quantised encoders of the bundle; their float32 layers stay in float32."""
+
+    name = "openvino-int8"

@@ -15,8 +15,9 @@ FLOAT32: Final = "float32"
 TF32: Final = "tf32"
 FLOAT16: Final = "float16"
 BFLOAT16: Final = "bfloat16"
+INT8: Final = "int8"
 ALLOWED_PRECISIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,)},
+    {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,), "int8": (INT8,)},
 )
 """Value of `--precision` -> number formats that an engine may use; empty: any."""
 PRECISION_ORDER = (FLOAT32, TF32, FLOAT16)

@@ -96,6 +96,8 @@ FLOAT16_MAX_ABS_ERR = 5e-3
 """Declared error of engines that may compute in float16."""
 BFLOAT16_MAX_ABS_ERR = 1e-2
 """Declared error of engines that compute in bfloat16, whose rounding error is eight times float16's."""
+INT8_MAX_ABS_ERR = 1e-2
+"""Declared error of engines that compute in INT8, whose steps are at least 1/255 of the largest magnitude."""
 
 ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
     {
@@ -160,6 +162,15 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             optional=True,
             requirement_check="tmi.runtime.engines.torch_cuda:missing_cuda",
         ),
+        "openvino-int8": EngineSpec(
+            target="tmi.runtime.engines.openvino:OpenVinoInt8Engine",
+            artefact="onnx-int8",
+            package="openvino",
+            extra="openvino",
+            max_abs_err=INT8_MAX_ABS_ERR,
+            precision="int8",
+            optional=True,
+        ),
         "openvino-bf16": EngineSpec(
             target="tmi.runtime.engines.openvino:OpenVinoBf16Engine",
             artefact="onnx",
@@ -183,6 +194,15 @@ ENGINES: Mapping[str, EngineSpec] = MappingProxyType(
             package="onnxruntime",
             extra=None,
             max_abs_err=1e-4,
+        ),
+        "onnx-int8": EngineSpec(
+            target="tmi.runtime.engines.onnxruntime:OnnxInt8Engine",
+            artefact="onnx-int8",
+            package="onnxruntime",
+            extra=None,
+            max_abs_err=INT8_MAX_ABS_ERR,
+            precision="int8",
+            optional=True,
         ),
         "torchscript": EngineSpec(
             target="tmi.runtime.engines.torchscript:TorchScriptEngine",

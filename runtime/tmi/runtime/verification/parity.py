@@ -44,6 +44,7 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
         "tf32": Bounds(relative=2.0**-6),
         "float16": Bounds(relative=2.0**-6),
         "bfloat16": Bounds(relative=2.0**-5),
+        "int8": Bounds(relative=2.0**-5),
     }
 )
 """Precision -> bounds; this is their only definition.
@@ -53,7 +54,8 @@ have 2^-11 and bfloat16 2^-8: a graph that silently runs in one of them fails th
 
 float16 and tf32 are allowed 2^5 times their unit roundoff: the simulation of a hundred layers reaches 2^-10, and the
 order of summation on a GPU is not known on a CPU. bfloat16 is allowed 2^3 times its unit roundoff, because it is
-validated on the processor that runs it. Coarser rounding of weights is detected by the weight audit
+validated on the processor that runs it. INT8 rounds to 2^-8 of the largest magnitude of a tensor, and gets the bound of
+bfloat16. Coarser rounding of weights is detected by the weight audit
 (`tmi.export.tensorrt.typed_graphs`).
 """
 

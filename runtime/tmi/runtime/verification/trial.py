@@ -30,7 +30,7 @@ from tmi.runtime.verification.self_test import cached_result
 from tmi.toolkit.compute.worker_process import end_with_input
 from tmi.toolkit.errors import DamagedError, TmiError
 
-ARTEFACTS = ("onnx", "torchscript")
+ARTEFACTS = ("onnx", "onnx-int8", "torchscript")
 """Artefact kinds whose graphs are tried: those that an engine on the CPU parses."""
 GIB = 2**30
 POLL_SECONDS = 0.02

@@ -186,10 +186,10 @@ def test_cohort_of_rejected_cases_is_rejected(tmp_path):
 
 def test_unreadable_file_changes_the_fingerprint(cohort, monkeypatch):
     """A file without read permission changes the cohort's fingerprint and raises no error."""
+    from tmi.toolkit.cases import fingerprint as module
     from tmi.toolkit.cases.case import open_cohort
-    from tmi.training.data import dataset as cohort_arrays
 
-    readable, original = cohort_arrays.fingerprint(open_cohort(cohort)), cohort_arrays.sha256_file
+    readable, original = module.cohort_fingerprint(open_cohort(cohort)), module.sha256_file
     denied = open_cohort(cohort).cases[0].ct
 
     def hashed(path):
@@ -197,8 +197,8 @@ def test_unreadable_file_changes_the_fingerprint(cohort, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
-    monkeypatch.setattr(cohort_arrays, "sha256_file", hashed)
-    assert cohort_arrays.fingerprint(open_cohort(cohort)) != readable
+    monkeypatch.setattr(module, "sha256_file", hashed)
+    assert module.cohort_fingerprint(open_cohort(cohort)) != readable
 
 
 @pytest.mark.parametrize(

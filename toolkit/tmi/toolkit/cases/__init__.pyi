@@ -30,6 +30,7 @@ from .case import parse_mask_label as parse_mask_label
 from .case import reading as reading
 from .case import unopened_error as unopened_error
 from .file_bytes import CaseBytes as CaseBytes
+from .fingerprint import cohort_fingerprint as cohort_fingerprint
 from .loaded import LoadedCase as LoadedCase
 from .loaded import case_bytes as case_bytes
 from .loaded import has_file as has_file

@@ -34,6 +34,10 @@ def audit(
         list[str] | None,
         typer.Option("--mask-label", metavar="N[,N]", help="Label of the liver in the masks; several are joined."),
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Bundle of the run: check the calibration cases of its INT8 graphs.", show_default=False),
+    ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not run the saved models.")] = False,
     replay: Annotated[
         bool, typer.Option("--replay", help="Train each fold again and compare the weights bit for bit.")
@@ -69,12 +73,14 @@ def audit(
     from tmi.training.leakage_audit.run_checks import audit_folder, limits
 
     require_paths(("run", run), ("cohort", cohort), ("--ct-weights", ct_weights), ("--text-weights", text_weights))
+    require_paths(("--bundle", bundle))
     if not replay and (fold or ct_weights or text_weights):
         raise UsageError("--fold, --ct-weights and --text-weights belong to --replay", fix="add --replay")
     folder = RunFolder.open(run)
     options = _ReplayOptions(folds=tuple(fold or ()), ct=ct_weights, text=text_weights) if replay else None
     results = [
         *audit_folder(folder),
+        *_audit_bundle(folder, bundle),
         *_audit_with_cohort(
             folder,
             cohort,
@@ -109,6 +115,13 @@ class _ReplayOptions:
     folds: tuple[int, ...]
     ct: Path | None
     text: Path | None
+
+
+def _audit_bundle(run: RunFolder, bundle: Path | None) -> list[AuditResult]:
+    from tmi.runtime.bundle.reader import open_bundle
+    from tmi.training.leakage_audit.calibration_checks import audit_calibration
+
+    return [] if bundle is None else [audit_calibration(run, open_bundle(bundle).manifest)]
 
 
 def _audit_with_cohort(

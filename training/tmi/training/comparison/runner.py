@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tmi.toolkit.cases.fingerprint import cohort_fingerprint
 from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UsageError
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder
 from tmi.training.comparison.plan import RUNS, Plan, PlannedRun
-from tmi.training.data.dataset import fingerprint
 from tmi.training.loop.cross_validation import TrainingCallbacks, cross_validate, require_same_initial_weights
 from tmi.training.loop.memory_fit import fit_memory
 from tmi.training.loop.run_spec import RunSpec
@@ -60,10 +60,10 @@ def train_all(
         KeyboardInterrupt: Ctrl-C; the same call continues.
     """
     cohort, out, initial, hardware = spec.cohort, spec.out, spec.initial, spec.hardware
-    cohort_fingerprint = fingerprint(cohort)
+    cohort_digest = cohort_fingerprint(cohort)
     starts = {p.key: None if initial is None else initial.subset(p.weights) for p in plan.runs}
     # every existing run is checked before the first one is trained
-    existing_runs = {p.key: _existing_run(p, out / RUNS / p.key, cohort_fingerprint, starts[p.key]) for p in plan.runs}
+    existing_runs = {p.key: _existing_run(p, out / RUNS / p.key, cohort_digest, starts[p.key]) for p in plan.runs}
     for planned in plan.runs:  # before hours of other runs
         existing = existing_runs[planned.key]
         if existing is None or not existing.finished:
@@ -99,7 +99,7 @@ def train_all(
 
 
 def _existing_run(
-    planned: PlannedRun, folder: Path, cohort_fingerprint: str, initial: InitialWeights | None
+    planned: PlannedRun, folder: Path, cohort_digest: str, initial: InitialWeights | None
 ) -> RunFolder | None:
     """Open the run of an earlier call; None if there is none, or if it was killed before its run.json was written."""
     if not (folder / RUN_FILE).is_file():
@@ -112,7 +112,7 @@ def _existing_run(
             run.require_finished()
     except DamagedError as error:
         raise DamagedError(error.what, fix=f"delete {folder}; the same command trains it again") from error
-    if run.config != planned.config or run.state["cohort"]["fingerprint"] != cohort_fingerprint:
+    if run.config != planned.config or run.state["cohort"]["fingerprint"] != cohort_digest:
         what = "config" if run.config != planned.config else "cohort"
         raise UsageError(
             f"run {folder} belongs to a comparison with a different {what}",

@@ -1,7 +1,6 @@
 from .augmentation import write_augmentation_log as write_augmentation_log
 from .dataset import IN_MEMORY_BYTES as IN_MEMORY_BYTES
 from .dataset import CohortArrays as CohortArrays
-from .dataset import fingerprint as fingerprint
 from .dataset import prepare_cohort as prepare_cohort
 from .duplicate_images import can_find_copies as can_find_copies
 from .duplicate_images import find_copies as find_copies

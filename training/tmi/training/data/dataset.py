@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from tmi.toolkit.cases.case import COHORT_FILE, Case, Cohort, reading
+from tmi.toolkit.cases.case import Case, Cohort, reading
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.config.schema import N_RADIOMICS, Config
 from tmi.toolkit.errors import InputRejectedError
@@ -25,7 +25,6 @@ from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs
 from tmi.toolkit.preprocessing.pipeline import prepare_case
-from tmi.toolkit.storage.hashing import sha256_file, sha256_json
 
 IN_MEMORY_BYTES = 2 * 2**30
 """CT arrays larger than this are memory-mapped from a file."""
@@ -127,22 +126,3 @@ def prepare_cohort(
 def is_clinical_only(cohort: Cohort) -> bool:
     """Whether no case has a CT."""
     return not any(case.ct.is_file() for case in cohort.cases)
-
-
-def fingerprint(cohort: Cohort) -> str:
-    """SHA-256 over the cohort's table and every file of its cases; identifies the training data of a run."""
-    digests = {
-        f"{case.case_id}/{path.name}": _digest(path)
-        for case in cohort.cases
-        for path in (case.ct, case.mask, case.radiomics, case.clinical)
-        if path.is_file()
-    }
-    return sha256_json({"table": sha256_file(cohort.folder / COHORT_FILE), "files": digests})
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None if it cannot be read, as the case's own check then rejects the case."""
-    try:
-        return sha256_file(path)
-    except OSError:
-        return None

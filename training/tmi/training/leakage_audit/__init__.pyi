@@ -1,3 +1,4 @@
+from .calibration_checks import audit_calibration as audit_calibration
 from .cohort_checks import audit_cohort as audit_cohort
 from .cohort_checks import not_checked as not_checked
 from .cohort_checks import require_same_cohort as require_same_cohort

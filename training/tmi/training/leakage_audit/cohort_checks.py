@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from tmi.toolkit.cases.case import Case, Cohort
+from tmi.toolkit.cases.fingerprint import cohort_fingerprint
 from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldSplit, RunFolder
-from tmi.training.data.dataset import CohortArrays, fingerprint
+from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.duplicate_images import can_find_copies, find_copies, find_duplicates
 from tmi.training.data.fold_dataset import NO_ANONYMITY, train_vocabulary
 from tmi.training.data.splits import patient_key
@@ -44,7 +45,7 @@ def require_same_cohort(run: RunFolder, cohort: Cohort) -> None:
     Raises:
         UsageError: the fingerprints differ.
     """
-    if run.state["cohort"]["fingerprint"] != fingerprint(cohort):
+    if run.state["cohort"]["fingerprint"] != cohort_fingerprint(cohort):
         raise UsageError(
             f"cohort {cohort.folder} is not the cohort that run {run.path} was trained on, or has changed since",
             fix="give the cohort as it was when the run was trained",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tmi.toolkit.cases.case import Case, Cohort, open_cohort
+from tmi.toolkit.cases.fingerprint import cohort_fingerprint
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE, Schema, find_schema
 from tmi.toolkit.clinical.tokenizer import MIN_PATIENTS, Tokenizer
@@ -26,7 +27,7 @@ from tmi.toolkit.storage.atomic_files import read_json, require_absent
 from tmi.toolkit.storage.outputs import output_lock
 from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.synthetic.cohort import is_synthetic
-from tmi.training.data.dataset import CohortArrays, fingerprint, prepare_cohort
+from tmi.training.data.dataset import CohortArrays, prepare_cohort
 from tmi.training.data.splits import make_folds
 from tmi.training.evaluation.summary import write_summary
 from tmi.training.loop.hardware import HardwareConfig, resolve_accelerator
@@ -198,10 +199,10 @@ def _cross_validate(spec: RunSpec, callbacks: TrainingCallbacks, resume: bool, m
 
     cohort, config, out, hardware = spec.cohort, spec.config, spec.out, spec.hardware
     scratch = out.with_name(f".{out.name}.prepared{hardware.node_rank or ''}")
-    cohort_fingerprint = fingerprint(cohort)
+    cohort_digest = cohort_fingerprint(cohort)
     is_follower = hardware.node_rank > 0
     if resume and not is_follower:
-        run = _open_for_resume(spec, cohort_fingerprint)
+        run = _open_for_resume(spec, cohort_digest)
     if memory is not None and memory.checkpointing:
         callbacks.on_warning(memory.summary())
     try:
@@ -225,7 +226,7 @@ def _cross_validate(spec: RunSpec, callbacks: TrainingCallbacks, resume: bool, m
             _train_folds(context, pending, out, callbacks)
             return RunResult(run=RunFolder.open(out), summary={}, rejected=arrays.rejected)
         if not resume:
-            run = _create_run(spec, arrays, cohort_fingerprint)
+            run = _create_run(spec, arrays, cohort_digest)
         else:
             _require_anonymous_vocabulary(run, arrays)
         if resume and _all_case_ids(run.folds) != {c.case_id for c in arrays.cases}:
@@ -279,13 +280,13 @@ def _train_folds(context: FoldContext, splits: Sequence[FoldSplit], out: Path, c
         on_fold_end(split)
 
 
-def _create_run(spec: RunSpec, arrays: CohortArrays, cohort_fingerprint: str) -> RunFolder:
+def _create_run(spec: RunSpec, arrays: CohortArrays, cohort_digest: str) -> RunFolder:
     cohort, config = spec.cohort, spec.config
     folds = make_folds(arrays.cases, config.train)
     cohort_record = {
         "cases": len(arrays.cases),
         "refused": sorted(e.case_id or "" for e in arrays.rejected),
-        "fingerprint": cohort_fingerprint,
+        "fingerprint": cohort_digest,
         "synthetic": is_synthetic(cohort.folder),
         # axes of the features -> number of cases; features depend on them
         "radiomics_axes": dict(Counter(table_axes(case) for case in cohort.cases)),
@@ -310,7 +311,7 @@ def require_same_options(spec: RunSpec) -> None:
         UsageError: config, schema, cohort, initial weights or vocabulary differ.
         DamagedError: the run is damaged.
     """
-    _open_for_resume(spec, fingerprint(spec.cohort))
+    _open_for_resume(spec, cohort_fingerprint(spec.cohort))
 
 
 def _vocabulary_record(spec: RunSpec) -> Mapping[str, Any]:
@@ -319,7 +320,7 @@ def _vocabulary_record(spec: RunSpec) -> Mapping[str, Any]:
     return vocabulary_record(spec.tokenizer, None) if spec.vocabulary is None else spec.vocabulary
 
 
-def _open_for_resume(spec: RunSpec, cohort_fingerprint: str) -> RunFolder:
+def _open_for_resume(spec: RunSpec, cohort_digest: str) -> RunFolder:
     out, config, schema = spec.out, spec.config, spec.schema
     run = RunFolder.open(out)
     require_rendering(run.config.clinical.rendering, run.rendering_version, kind=f"run {out}")
@@ -336,7 +337,7 @@ def _open_for_resume(spec: RunSpec, cohort_fingerprint: str) -> RunFolder:
             f"run {out} was started with a different config ({section} differs: {setting})",
             fix="resume it with the options it was started with, or train a new run",
         )
-    if run.state["cohort"]["fingerprint"] != cohort_fingerprint:
+    if run.state["cohort"]["fingerprint"] != cohort_digest:
         raise UsageError(
             f"run {out} was started on a different cohort, or the cohort has changed since",
             fix="restore the cohort, or train a new run",

@@ -1,0 +1,2 @@
+from .calibration_cases import read_calibration_cases as read_calibration_cases
+from .int8_graphs import add_int8_graphs as add_int8_graphs

@@ -1,0 +1,122 @@
+"""Audit of a written INT8 file against the float32 file and the calibration cases. It trusts nothing of the search.
+
+The float32 file is read and folded again, and the magnitudes are measured again. Rounded weights, scales, zero points
+and every other tensor of the INT8 file must then be what symmetric rounding gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from tmi.export.quantization.folding import constants, folded_graph
+from tmi.export.quantization.measuring import Inputs, largest_magnitudes
+from tmi.export.quantization.qdq import DEQUANTISED, STEPS, WEIGHT, channel_magnitudes, step, unsigned
+from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.manifest import GraphSpec
+
+ARTEFACT = "onnx-int8"
+"""Artefact kind of quantised graphs."""
+RELATIVE = 1e-3
+"""Tolerance of a scale against the one that is computed again: float32 rounding on another number of threads."""
+MIN_CASES = 2
+"""Smallest number of different calibration volumes of a graph."""
+
+
+def audit_calibration(spec: GraphSpec, volumes: Sequence[NDArray[np.float32]]) -> CheckResult:
+    """Check that a graph is calibrated on several different volumes, none of them constant."""
+    constant = sum(bool(volume.min() == volume.max()) for volume in volumes)
+    different = len({volume.tobytes() for volume in volumes})
+    mismatches = [f"{constant} of {len(volumes)} calibration volumes are constant"] if constant else []
+    if different < MIN_CASES:
+        mismatches.append(f"{different} different calibration volumes, {MIN_CASES} are needed")
+    return _record("calibration", spec, mismatches, f"{different} different volumes")
+
+
+def audit_quantised(
+    path: Path, float32: Path, spec: GraphSpec, inputs: Sequence[Inputs], *, threads: int
+) -> CheckResult:
+    """Check every tensor of a written INT8 file.
+
+    Args:
+        path: the INT8 file.
+        float32: the float32 file of the graph.
+        spec: the graph.
+        inputs: its inputs of the calibration cases.
+        threads: threads of ONNX Runtime.
+    """
+    model, folded = onnx.load(path), folded_graph(float32)
+    magnitudes = largest_magnitudes(folded, inputs, threads=threads)
+    mismatches = [*_layer_mismatches(model, folded), *_tensor_mismatches(model, folded, magnitudes)]
+    pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    return _record("quantisation", spec, mismatches, f"{pairs} tensors are those of the float32 graph in 8 bits")
+
+
+def _layer_mismatches(model: ModelProto, folded: ModelProto) -> Iterator[str]:
+    """Differences of the nodes, without those that quantisation adds."""
+    nodes = [n for n in model.graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    if [n.name for n in nodes] != [n.name for n in folded.graph.node]:
+        yield "its layers are not those of the float32 graph"
+        return
+    for node, expected in zip(nodes, folded.graph.node, strict=True):
+        inputs = [name.removesuffix(DEQUANTISED) for name in node.input]
+        same = node.op_type == expected.op_type and list(node.attribute) == list(expected.attribute)
+        if not same or inputs != list(expected.input) or list(node.output) != list(expected.output):
+            yield f"layer {node.name} is not that of the float32 graph"
+
+
+def _tensor_mismatches(model: ModelProto, folded: ModelProto, magnitudes: Mapping[str, float]) -> Iterator[str]:
+    tensors, originals, positive = constants(model.graph), constants(folded.graph), unsigned(folded.graph)
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        name = node.output[0].removesuffix(DEQUANTISED).removesuffix(WEIGHT)
+        scale, zero = tensors[node.input[1]], tensors[node.input[2]]
+        signed = name not in positive
+        if zero.dtype != (np.int8 if signed else np.uint8) or zero.any():
+            yield f"the zero point of {name} is {zero.dtype} {zero.reshape(-1)[0]}, not 0"
+        weight = originals.get(name)
+        if weight is None:
+            if name not in magnitudes:
+                yield f"{name} is no activation of a layer"
+                continue
+            expected = step(magnitudes[name], signed=signed)
+        else:
+            expected = step(channel_magnitudes(weight))
+        if scale.shape != expected.shape or not np.allclose(scale, expected, rtol=RELATIVE, atol=0):
+            ratio = float(np.max(scale) / np.max(expected))
+            yield f"the scale of {name} is {ratio:.3g} times that of its largest magnitude"
+        elif weight is not None:
+            yield from _weight_mismatches(name, tensors[node.input[0]], scale, weight)
+    for name, value in tensors.items():
+        if name in originals and value.tobytes() != originals[name].tobytes():
+            yield f"{name} is not that of the float32 graph"
+
+
+def _weight_mismatches(
+    name: str, rounded: NDArray[np.generic], scale: NDArray[np.generic], weight: NDArray[np.generic]
+) -> Iterator[str]:
+    if rounded.dtype != np.int8 or rounded.shape != weight.shape:
+        yield f"{name} is {rounded.dtype}{list(rounded.shape)}, not int8{list(weight.shape)}"
+        return
+    wide = scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
+    steps = np.abs(rounded.astype(np.float64) - weight.astype(np.float64) / wide)
+    if steps.max() > 0.5 + STEPS * RELATIVE:
+        yield f"{name} differs from the rounded weight by {steps.max():.2g} steps"
+
+
+def _record(check: str, spec: GraphSpec, mismatches: Sequence[str], summary: str) -> CheckResult:
+    return CheckResult(
+        check=check,
+        artefact=ARTEFACT,
+        graph=spec.name,
+        passed=not mismatches,
+        measured=float(len(mismatches)),
+        bound=0.0,
+        detail="; ".join(mismatches[:3]) or summary,
+    )

@@ -1,0 +1,227 @@
+"""INT8: choice of the calibration cases, folding, rounding, search, and the complete stage on a small bundle."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tmi.export.checks.validation_set import CalibratedCase, RealCase, ValidationSet
+from tmi.export.quantization import int8_graphs
+from tmi.export.quantization.audit import audit_calibration, audit_quantised
+from tmi.export.quantization.calibration_cases import choose_cases
+from tmi.export.quantization.folding import folded_graph
+from tmi.export.quantization.measuring import largest_magnitudes, layer_errors, outputs_of
+from tmi.export.quantization.qdq import quantisable, quantised
+from tmi.export.quantization.search import ProbeSet, search_layers
+from tmi.runtime.bundle.int8_records import CalibrationCase, case_digest, untrained_cases
+from tmi.runtime.bundle.manifest import manifest_from_json, manifest_to_json
+from tmi.runtime.bundle.reader import fingerprint, open_bundle, write_manifest
+from tmi.runtime.engines.registry import open_engine
+from tmi.runtime.verification.golden_inputs import golden_from_manifest, make_golden
+from tmi.runtime.verification.outputs import evaluate
+from tmi.runtime.verification.parity import relative_error
+from tmi.runtime.verification.verify import read_references
+from tmi.toolkit.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def base(nano_bundle):
+    return open_bundle(nano_bundle)
+
+
+@pytest.fixture(scope="module")
+def cases(base, nano_run):
+    """Two calibration cases of each CT graph, with the outputs of the float32 engine."""
+    run = RunFolder.open(nano_run)
+    vocabularies = base.manifest.golden.vocabularies
+    inputs = make_golden(base.manifest.config, seed=3, count=4, folds=2, vocabularies=vocabularies)
+    found = []
+    with open_engine("onnx", base, threads=1) as engine:
+        for fold, split in zip(base.manifest.folds, run.folds, strict=True):
+            for row, case_id in zip((0, 2), split.train, strict=True):
+                one = inputs.rows([row])
+                record = CalibrationCase(
+                    case=case_digest(run.state["cohort"]["fingerprint"], case_id), volume=one.digests()["ct"]
+                )
+                case = RealCase(inputs=one, reference=evaluate(engine, base.manifest, one))
+                found.append(CalibratedCase(record=record, graphs=(fold.ct,), case=case))
+    return found
+
+
+@pytest.fixture(scope="module")
+def graph(base):
+    """Float32 file of a CT encoder, its folded graph, and inputs."""
+    path = base.folder / base.manifest.graph("ct-0").artefacts["onnx"]
+    golden = golden_from_manifest(base.manifest)
+    return path, folded_graph(path), [{"ct": golden.ct_B1DHW[[row]]} for row in range(golden.count)]
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(base, cases, tmp_path_factory):
+    """A copy of the bundle with INT8 graphs, and the records of their checks."""
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    shutil.copytree(base.folder, folder)
+    validation = ValidationSet(
+        golden=golden_from_manifest(base.manifest), reference=read_references(base).float32, calibration=cases
+    )
+    manifest, records = int8_graphs.add_int8_graphs(folder, base.manifest, validation, progress=lambda line: None)
+    manifest = replace(manifest, parity=(*manifest.parity, *records))
+    write_manifest(folder, replace(manifest, files=fingerprint(folder)))
+    return open_bundle(folder), records
+
+
+def test_folding_keeps_the_outputs(base, graph):
+    """A graph whose batch norms are folded gives the outputs of the original, to float32 rounding."""
+    path, model, inputs = graph
+    assert not any(n.op_type == "BatchNormalization" for n in model.graph.node)
+    before = np.concatenate(outputs_of(onnx.load(path), inputs, threads=1))
+    assert relative_error(np.concatenate(outputs_of(model, inputs, threads=1)), before) < 2e-6
+
+
+def test_every_convolution_is_rounded_to_eight_bits(graph):
+    """Each layer reads an 8-bit activation and an int8 weight with zero point 0; rounding costs at most 3%."""
+    _, model, inputs = graph
+    magnitudes = largest_magnitudes(model, inputs, threads=1)
+    rounded = quantised(model, magnitudes, list(quantisable(model.graph)))
+    tensors = {t.name: numpy_helper.to_array(t) for t in rounded.graph.initializer}
+    convolutions = [n for n in rounded.graph.node if n.op_type == "Conv"]
+    assert len(convolutions) == len(quantisable(model.graph)) > 5
+    assert all(name.endswith(".dequantized") for n in convolutions for name in n.input[:2])
+    zeros = [value for name, value in tensors.items() if name.endswith(".zero_point")]
+    assert {str(z.dtype) for z in zeros} == {"int8", "uint8"}
+    assert not any(z.any() for z in zeros)
+    before = np.concatenate(outputs_of(model, inputs, threads=1))
+    assert 1e-4 < relative_error(np.concatenate(outputs_of(rounded, inputs, threads=1)), before) < 0.03
+
+
+def test_search_keeps_the_layer_with_the_largest_error(graph):
+    """If the budget does not hold, the layers with the largest error stay in float32, as few as possible."""
+    _, model, inputs = graph
+    magnitudes = largest_magnitudes(model, inputs, threads=1)
+    spoiled = list(magnitudes)[3]
+    magnitudes[spoiled] *= 40  # a range that is far too wide: few steps are left for the values
+    errors = layer_errors(model, magnitudes, inputs[0], threads=1)
+    expected = np.concatenate(outputs_of(model, inputs, threads=1))
+    probe = ProbeSet(name="golden", inputs=inputs, expected_BC=expected)
+    plan = search_layers(model, magnitudes, [probe], inputs[0], 0.03, threads=1)
+    readers = {layer for layer, value in quantisable(model.graph).items() if value == spoiled}
+    assert readers <= set(plan.layers_in_float)
+    assert max(errors, key=errors.__getitem__) in readers
+    assert len(plan.layers) + len(plan.layers_in_float) == len(errors)
+    assert plan.error <= 0.03
+    fewer = quantised(model, magnitudes, {*plan.layers, min(plan.layers_in_float, key=errors.__getitem__)})
+    assert relative_error(np.concatenate(outputs_of(fewer, inputs, threads=1)), expected) > 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ending": ".scale", "factor": 1.01}, "1.01 times"),
+        ({"ending": ".zero_point", "plus": 1}, "zero point of"),
+        ({"ending": "weight.folded.int8", "plus": 1}, "differs from the rounded weight"),
+        ({"ending": ".folded_bias", "factor": 1.001}, "is not that of the float32 graph"),
+    ],
+)
+def test_audit_finds_a_changed_tensor(base, graph, tmp_path, change, message):
+    """The audit of a written file names a tensor that symmetric rounding does not give."""
+    path, model, inputs = graph
+    rounded = quantised(model, largest_magnitudes(model, inputs, threads=1), list(quantisable(model.graph)))
+    onnx.save(rounded, tmp_path / "valid.onnx")
+    spec = base.manifest.graph("ct-0")
+    assert audit_quantised(tmp_path / "valid.onnx", path, spec, inputs, threads=1).passed
+    tensor = next(t for t in rounded.graph.initializer if t.name.endswith(change["ending"]))
+    value = numpy_helper.to_array(tensor)
+    changed = (value * np.float32(change.get("factor", 1)) + change.get("plus", 0)).astype(value.dtype)
+    tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    onnx.save(rounded, tmp_path / "changed.onnx")
+    result = audit_quantised(tmp_path / "changed.onnx", path, spec, inputs, threads=1)
+    assert not result.passed
+    assert message in result.detail
+
+
+@pytest.mark.parametrize(("volumes", "passed"), [(("a", "b"), True), (("a", "a"), False), (("a", "zero"), False)])
+def test_calibration_needs_different_volumes(base, volumes, passed):
+    """One volume, given twice or beside a constant one, is no calibration."""
+    rng = np.random.default_rng(0)
+    known = {name: rng.random((1, 1, 4, 4, 4), np.float32) for name in "ab"}
+    known["zero"] = np.zeros((1, 1, 4, 4, 4), np.float32)
+    result = audit_calibration(base.manifest.graph("ct-0"), [known[name] for name in volumes])
+    assert result.passed == passed, result.detail
+
+
+def test_stage_quantises_every_ct_encoder(int8_bundle):
+    """Both CT encoders are INT8, all checks pass on each INT8 engine, and other graphs share their float32 file."""
+    bundle, records = int8_bundle
+    assert all(r.passed for r in records)
+    assert set(bundle.manifest.int8.graphs) == {"ct-0", "ct-1"}
+    assert all(g.layers_in_int8 > 5 and g.error <= g.budget for g in bundle.manifest.int8.graphs.values())
+    files = {g.name: g.artefacts["onnx-int8"] for g in bundle.manifest.graphs}
+    assert files["ct-0"] == "graphs/ct-0.int8.onnx"
+    assert files["fusion"] == "graphs/fusion.onnx"
+    assert {r.engine for r in records if r.check == "calibration-features"} <= {"openvino-int8", "onnx-int8"}
+
+
+def test_engine_in_int8_differs_from_float32_within_its_bound(base, int8_bundle):
+    """The INT8 engine computes other features than float32, within the bound."""
+    bundle, _ = int8_bundle
+    golden = golden_from_manifest(base.manifest)
+    with open_engine("onnx-int8", bundle, threads=1) as engine:
+        features = evaluate(engine, bundle.manifest, golden).features["ct-0"]
+    assert 1e-4 < relative_error(features, read_references(base).float32.features["ct-0"]) < 2.0**-5
+
+
+def test_manifest_without_int8_has_no_such_entry(base, int8_bundle):
+    """A bundle without INT8 is the document that it was before; with INT8 it is read back equal."""
+    bundle, _ = int8_bundle
+    assert "int8" not in manifest_to_json(base.manifest)
+    assert manifest_from_json(manifest_to_json(bundle.manifest)) == bundle.manifest
+
+
+def test_cases_are_training_cases_of_every_fold(nano_run, cases, int8_bundle):
+    """Chosen cases are training cases; a held-out one among the recorded digests is named."""
+    from tmi.export.graphs.partition import FoldModels, partition_run
+
+    run, (bundle, _) = RunFolder.open(nano_run), int8_bundle
+    partition = partition_run(run, FoldModels(run).weights)
+    chosen = choose_cases(run, partition, "f", 8)
+    for encoder in (e for e in partition.encoders if e.role == "ct"):
+        (fold,) = encoder.folds
+        assert {c for c, graphs in chosen.items() if encoder.name in graphs} == set(run.folds[fold].train)
+    assert untrained_cases(bundle.manifest, run) == {}
+    record = bundle.manifest.int8
+    held_out = run.folds[0].test[0]
+    digest = case_digest(run.state["cohort"]["fingerprint"], held_out)
+    first = record.graphs["ct-0"]
+    leaked = replace(first, calibration=(replace(first.calibration[0], case=digest), *first.calibration[1:]))
+    manifest = replace(bundle.manifest, int8=replace(record, graphs={**record.graphs, "ct-0": leaked}))
+    assert untrained_cases(manifest, run) == {"ct-0": [held_out]}
+
+
+def test_audit_command_finds_a_held_out_calibration_case(nano_run, int8_bundle):
+    """`tmi audit --bundle` reports a leak if a held-out case is among the calibration cases."""
+    from tmi.training.leakage_audit.calibration_checks import audit_calibration as audit
+
+    run, (bundle, _) = RunFolder.open(nano_run), int8_bundle
+    assert audit(run, bundle.manifest).status == "holds"
+    record = bundle.manifest.int8
+    swapped = {"ct-0": record.graphs["ct-1"], "ct-1": record.graphs["ct-0"]}
+    result = audit(run, replace(bundle.manifest, int8=replace(record, graphs=swapped)))
+    assert result.status == "leak"
+    assert "ct-0: P0" in result.detail
+
+
+def test_no_cohort_is_a_typed_error(nano_run, tmp_path):
+    """INT8 without a cohort, and a cohort without INT8, are errors that name the option."""
+    from factories.tmi_command import tmi
+
+    missing = tmi("export", nano_run, "--precision", "int8", "--out", tmp_path / "bundle")
+    assert missing.code == 2
+    assert "--calibration" in missing.err
+    unused = tmi("export", nano_run, "--engine", "onnx", "--calibration", nano_run, "--out", tmp_path / "bundle")
+    assert unused.code == 2
+    assert "--precision int8" in unused.err
