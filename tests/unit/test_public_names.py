@@ -22,12 +22,12 @@ PUBLIC_NAMES = {
     "tmi.export.checks": """
         AuditedGraph CalibratedCase Progress RealCase ValidationSet audit_file audit_fold_files audit_stored_weights
         compute_eager_reference float32_noise float64_reference golden_case_reference
-        network_inputs read_real_cases read_summary require_finite split_failed_optional validate_engines
-        validate_real_cases write_engine_outputs write_file write_real_cases
+        network_inputs read_real_cases read_summary require_finite split_failed_optional validate_engine
+        validate_engines validate_real_cases write_engine_outputs write_file write_real_cases
     """,
     "tmi.export.cli": "",
     "tmi.export.graphs": """
-        EXPORTERS FoldModels GraphPartition MultiFoldFusion StateDict TYPED example_inputs
+        EXPORTERS FoldModels GraphPartition INT8 MultiFoldFusion StateDict TYPED example_inputs
         exporter_spec partition_run read_weights require_exportable require_exporter
         weights_digest write_onnx
     """,
@@ -44,7 +44,8 @@ PUBLIC_NAMES = {
         choose_engines measure ratio write_bench_case
     """,
     "tmi.runtime.bundle": """
-        Addition Bundle CheckResult ClinicalSpec EVIDENCE_FOLDER EmulationRecord EnginePlans FUSION
+        Addition Bundle CalibrationCase CheckResult ClinicalSpec Int8Graph Int8Record case_digest untrained_cases
+        EVIDENCE_FOLDER EmulationRecord EnginePlans FUSION
         FileSpec FloatNode FoldSpec GOLDEN_CASE_FILE GOLDEN_FILE GoldenRecord GpuRecord
         GraphPrecision GraphSource GraphSpec Hardware Keys MANIFEST_FILE MODEL_CARD_FILE Manifest
         ParityError PlanFeatures PlanOptions PlanPrecision PlanRecord PrecisionRecord
@@ -63,7 +64,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.engines": """
         AUTO Arrays ENGINES ERRORS_ONLY EagerEngine Engine EngineRecord EngineTimes FLOAT16 FLOAT32 Gpu
-        GraphEngine TF32 as_runtime_errors choose_engine cpu_features cpu_name driver_incompatibility
+        GraphEngine INT8 TF32 as_runtime_errors choose_engine cpu_features cpu_name driver_incompatibility
         engine_precision engine_record engine_spec find_gpu graph_precision_records graph_precisions
         hardware installed is_out_of_scope missing_requirement open_engine package_version
         plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
@@ -104,7 +105,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.cases": """
         CASE_RECORD_FILE CLINICAL_FILE COHORT_COLUMNS COHORT_FILE CT_FILE Case CaseArrays CaseBytes CaseRecord
-        Cohort LoadedCase case_bytes has_file load_case
+        Cohort LoadedCase case_bytes cohort_fingerprint has_file load_case
         MASK_FILE MAX_NAME_BYTES MaskLabel NAME_FAULT RADIOMICS_FILE RADIOMICS_RECORD_FILE Repair
         TABLE_REPORT_FILE access_error add_repair find_cases folder_key format_label given_name
         is_cohort is_folder is_portable_name is_system_entry is_too_long missing_case_error
@@ -222,7 +223,7 @@ PUBLIC_NAMES = {
         holm_correction interval mcnemar_test precision_recall reliability roc weighted_metrics
     """,
     "tmi.training.leakage_audit": """
-        AuditResult audit_cohort audit_folder limits not_checked replay_fold replay_weights
+        AuditResult audit_calibration audit_cohort audit_folder limits not_checked replay_fold replay_weights
         require_same_cohort scratch_store select_folds
     """,
     "tmi.toolkit.radiomics.formulas": """

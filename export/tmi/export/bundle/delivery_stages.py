@@ -1,4 +1,4 @@
-"""Stages of an export that need no network: tensorrt, document, publish. Only torch-trt needs torch."""
+"""Stages of an export that need no network: int8, tensorrt, document, publish. Only torch-trt needs torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,54 @@ from tmi.export.bundle.context import DEFAULT_PRECISION, ExportContext
 from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import write_real_cases
-from tmi.export.graphs.registry import TYPED
+from tmi.export.graphs.registry import INT8, TYPED
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
-from tmi.runtime.bundle.check_result import require_passed
+from tmi.runtime.bundle.check_result import CheckResult, require_passed
+from tmi.runtime.bundle.int8_records import untrained_cases
 from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, REAL_CASES_FILE, SBOM_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 
 SEARCH = "--precision auto"
 """Option of `tmi export` that keeps nodes which overflow FP16 in float32."""
+INT8_FIX = (
+    "predict in float32, which the bundle without INT8 does; or export again with a cohort whose training cases cover "
+    "what the models see (see docs/parity.md)"
+)
+
+
+def int8(context: ExportContext) -> None:
+    """Write, audit and validate the INT8 graphs, if they were requested.
+
+    Raises:
+        ParityError: a check failed on every INT8 engine.
+    """
+    if INT8 not in context.artefacts:
+        return
+    from tmi.export.quantization.int8_graphs import add_int8_graphs
+
+    context.manifest, records = add_int8_graphs(
+        context.folder, context.manifest, context.validation_set, progress=context.progress
+    )
+    context.records += [*records, _audit_cases(context)]
+    require_passed(context.records, consequence=context.consequence, fix=INT8_FIX)
+
+
+def _audit_cases(context: ExportContext) -> CheckResult:
+    """Check by the splits of the run that every fold of a graph was trained on the graph's calibration cases."""
+    found = untrained_cases(context.manifest, context.run)
+    mismatches = [f"{graph}: {', '.join(cases)}" for graph, cases in found.items()]
+    return CheckResult(
+        check="calibration-cases",
+        artefact=INT8,
+        graph="pipeline",
+        passed=not mismatches,
+        measured=float(len(mismatches)),
+        bound=0.0,
+        detail=f"calibrated on cases that a fold was not trained on: {'; '.join(mismatches)}"
+        if mismatches
+        else "every fold of a graph was trained on its calibration cases",
+    )
 
 
 def tensorrt(context: ExportContext) -> None:

@@ -20,7 +20,7 @@ STAGES: Mapping[str, str] = MappingProxyType(
         "write": "tmi.export.bundle.network_stages:write",
         "audit": "tmi.export.bundle.network_stages:audit",
         "validate": "tmi.export.bundle.network_stages:validate",
-        "int8": "tmi.export.bundle.int8_stage:int8",
+        "int8": "tmi.export.bundle.delivery_stages:int8",
         "tensorrt": "tmi.export.bundle.delivery_stages:tensorrt",
         "document": "tmi.export.bundle.delivery_stages:document",
         "publish": "tmi.export.bundle.delivery_stages:publish",

@@ -5,6 +5,7 @@ from .acceptance import audit_fold_files as audit_fold_files
 from .acceptance import audit_stored_weights as audit_stored_weights
 from .acceptance import require_finite as require_finite
 from .acceptance import split_failed_optional as split_failed_optional
+from .acceptance import validate_engine as validate_engine
 from .acceptance import validate_engines as validate_engines
 from .acceptance import write_file as write_file
 from .eager_reference import compute_eager_reference as compute_eager_reference

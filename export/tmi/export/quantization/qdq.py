@@ -80,7 +80,8 @@ def step(magnitude: float | NDArray[np.float32], *, signed: bool = True) -> NDAr
 
 def channel_magnitudes(weight: NDArray[np.generic]) -> NDArray[np.float32]:
     """Largest magnitude of each output channel of a layer's weight."""
-    return np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1).astype(np.float32)
+    largest: NDArray[np.float32] = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1).astype(np.float32)
+    return largest
 
 
 def _quantise_activation(graph: GraphProto, name: str, magnitude: float, *, signed: bool) -> str:
@@ -93,7 +94,7 @@ def _quantise_activation(graph: GraphProto, name: str, magnitude: float, *, sign
 
 def _quantise_weight(graph: GraphProto, name: str, weight: NDArray[np.generic]) -> str:
     scale = step(channel_magnitudes(weight))
-    steps = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
+    steps = weight.astype(np.float32) / scale.reshape(-1, *[1] * (weight.ndim - 1))
     _add(graph, name + WEIGHT, np.clip(np.rint(steps), -STEPS, STEPS).astype(np.int8))
     parameters = _add(graph, name + SCALE, scale), _add(graph, name + ZERO, np.zeros(scale.shape, np.int8))
     return _dequantise(graph, name, parameters, [("axis", 0)])

@@ -42,7 +42,7 @@ def predict(
     precision: Annotated[
         str,
         typer.Option(
-            help="auto, or bf16 or fp32 for engines that compute in it only.",
+            help="auto, or int8, bf16 or fp32 for engines that compute in it only.",
             autocompletion=completes(of="tmi.runtime.engines.precision:ALLOWED_PRECISIONS"),
         ),
     ] = "auto",

@@ -12,6 +12,7 @@ from .onnxruntime import ERRORS_ONLY as ERRORS_ONLY
 from .onnxruntime import as_runtime_errors as as_runtime_errors
 from .precision import FLOAT16 as FLOAT16
 from .precision import FLOAT32 as FLOAT32
+from .precision import INT8 as INT8
 from .precision import TF32 as TF32
 from .precision import engine_precision as engine_precision
 from .precision import graph_precision_records as graph_precision_records

@@ -293,11 +293,12 @@ def unavailable_here(name: str) -> str | None:
 
 
 def is_out_of_scope(name: str, bundle: Bundle) -> bool:
-    """Whether a list of skipped engines need not name a GPU engine.
-
-    Most bundles hold no plans, and most machines have no GPU.
+    """Whether a list of skipped engines need not name an engine: most bundles hold no plans and no INT8 graphs, and
+    most machines have no GPU.
     """
     spec = engine_spec(name)
+    if spec.precision == "int8":
+        return not bundle.has(spec.artefact)
     return spec.gpu and (not bundle.has(spec.artefact) or (not spec.plans and find_gpu() is None))
 
 

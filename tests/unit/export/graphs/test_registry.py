@@ -6,12 +6,12 @@ import importlib.util
 
 import pytest
 
-from tmi.export.graphs.registry import EXPORTERS, require_exporter
+from tmi.export.graphs.registry import EXPORTERS, INT8, require_exporter
 from tmi.runtime.engines.registry import ENGINES
 from tmi.toolkit.errors import UnavailableError, UsageError
 
 PLANS = ("trt", "trt-rtx", "torch-trt")
-GRAPH_EXPORTERS = [name for name in EXPORTERS if name not in PLANS]
+GRAPH_EXPORTERS = [name for name in EXPORTERS if name not in (*PLANS, INT8)]
 
 
 @pytest.mark.parametrize("name", GRAPH_EXPORTERS)
@@ -38,7 +38,7 @@ def test_unknown_exporter_lists_known_ones():
     """The fix of an unknown exporter's error lists every exporter."""
     with pytest.raises(UsageError, match="unknown engine 'tensorflow' to export") as caught:
         require_exporter("tensorflow")
-    assert caught.value.fix == "choose among onnx, torchscript, trt, trt-rtx, torch-trt"
+    assert caught.value.fix == "choose among onnx, torchscript, onnx-int8, trt, trt-rtx, torch-trt"
 
 
 def test_missing_package_is_named_with_its_extra(monkeypatch):

@@ -20,8 +20,13 @@ from tmi.runtime.inference.ensemble import probabilities, run_folds
 from tmi.runtime.verification.golden_inputs import GoldenInputs, golden_from_manifest
 from tmi.toolkit.errors import DamagedError, UnavailableError, UsageError
 
-CPU_ENGINES = [n for n, spec in ENGINES.items() if not spec.gpu and installed(n) and missing_requirement(n) is None]
-"""Engines that run here; tests/gpu tests the others. bfloat16 is left out on processors without it."""
+CPU_ENGINES = [
+    n
+    for n, spec in ENGINES.items()
+    if not spec.gpu and spec.precision != "int8" and installed(n) and missing_requirement(n) is None
+]
+"""Engines of float32 graphs that run here. tests/gpu tests those on a GPU, tests/unit/export/quantization INT8.
+bfloat16 is left out on processors without it."""
 
 
 @pytest.fixture(scope="module")
