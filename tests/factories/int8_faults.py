@@ -122,6 +122,6 @@ INT8_FAULTS = (
     _fault("a wrong scale in an INT8 graph", _in_file(_wrong_scale), "the scale of .* is 1.01 times"),
     _fault("a zero point off by one", _in_file(_zero_point), "the zero point of .* is .*int8 1, not 0"),
     _fault("INT8 calibrated on constant volumes", _constant_volume, "calibration volumes are constant"),
-    _fault("a layer saturated in INT8", _saturated, "the scale of .* is 0.5 times"),
+    _fault("a layer saturated in INT8", _saturated, "the stated range of .* is 0.5 times"),
     _fault("INT8 calibrated on held-out cases", _held_out, "calibrated on cases that a fold was not trained on: ct-0"),
 )

@@ -39,7 +39,13 @@ def audit_calibration(spec: GraphSpec, volumes: Sequence[NDArray[np.float32]]) -
 
 
 def audit_quantised(
-    path: Path, float32: Path, spec: GraphSpec, inputs: Sequence[Inputs], *, threads: int
+    path: Path,
+    float32: Path,
+    spec: GraphSpec,
+    inputs: Sequence[Inputs],
+    stated: Mapping[str, float],
+    *,
+    threads: int,
 ) -> CheckResult:
     """Check every tensor of a written INT8 file.
 
@@ -48,11 +54,20 @@ def audit_quantised(
         float32: the float32 file of the graph.
         spec: the graph.
         inputs: its inputs of the calibration cases.
+        stated: activation -> largest magnitude by which it was quantised.
         threads: threads of ONNX Runtime.
     """
     model, folded = onnx.load(path), folded_graph(float32)
     magnitudes = largest_magnitudes(folded, inputs, threads=threads)
-    mismatches = [*_layer_mismatches(model, folded), *_tensor_mismatches(model, folded, magnitudes)]
+    mismatches = [
+        *(
+            f"the stated range of {name} is {stated.get(name, 0.0) / value:.3g} times the measured one"
+            for name, value in magnitudes.items()
+            if not np.isclose(stated.get(name, 0.0), value, rtol=RELATIVE, atol=0)
+        ),
+        *_layer_mismatches(model, folded),
+        *_tensor_mismatches(model, folded, magnitudes),
+    ]
     pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
     return _record("quantisation", spec, mismatches, f"{pairs} tensors are those of the float32 graph in 8 bits")
 

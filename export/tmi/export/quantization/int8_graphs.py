@@ -92,7 +92,9 @@ def _write_graphs(
             plan, magnitudes = _search(folder / float32, spec, validation_set, inputs, budget)
             onnx.save(plan.model, folder / file)
             progress(f"auditing {file}")
-            records.append(audit_quantised(folder / file, folder / float32, spec, inputs, threads=available_cores()))
+            records.append(
+                audit_quantised(folder / file, folder / float32, spec, inputs, magnitudes, threads=available_cores())
+            )
             quantised[spec.name] = Int8Graph(
                 calibration=tuple(sorted((c.record for c in cases), key=lambda r: r.case)),
                 magnitudes=magnitudes,

@@ -1,7 +1,7 @@
 """Quantisation of a graph's layers: pairs of QuantizeLinear and DequantizeLinear at their inputs and weights.
 
 Symmetric (zero point 0): weights are int8 with one scale for each output channel, activations behind a ReLU are uint8,
-others int8, and biases stay in float32. With int8 behind a ReLU the full-size encoder was a third slower in OpenVINO.
+others int8, and biases stay in float32.
 """
 
 from __future__ import annotations

@@ -130,16 +130,20 @@ def test_search_keeps_the_layer_with_the_largest_error(graph):
 def test_audit_finds_a_changed_tensor(base, graph, tmp_path, change, message):
     """The audit of a written file names a tensor that symmetric rounding does not give."""
     path, model, inputs = graph
-    rounded = quantised(model, largest_magnitudes(model, inputs, threads=1), list(quantisable(model.graph)))
+    magnitudes = largest_magnitudes(model, inputs, threads=1)
+    rounded = quantised(model, magnitudes, list(quantisable(model.graph)))
     onnx.save(rounded, tmp_path / "valid.onnx")
     spec = base.manifest.graph("ct-0")
-    assert audit_quantised(tmp_path / "valid.onnx", path, spec, inputs, threads=1).passed
+    doubled = {**magnitudes, "ct": 2 * magnitudes["ct"]}
+    saturated = audit_quantised(tmp_path / "valid.onnx", path, spec, inputs, doubled, threads=1)
+    assert "stated range of ct is 2 times" in saturated.detail
+    assert audit_quantised(tmp_path / "valid.onnx", path, spec, inputs, magnitudes, threads=1).passed
     tensor = next(t for t in rounded.graph.initializer if t.name.endswith(change["ending"]))
     value = numpy_helper.to_array(tensor)
     changed = (value * np.float32(change.get("factor", 1)) + change.get("plus", 0)).astype(value.dtype)
     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     onnx.save(rounded, tmp_path / "changed.onnx")
-    result = audit_quantised(tmp_path / "changed.onnx", path, spec, inputs, threads=1)
+    result = audit_quantised(tmp_path / "changed.onnx", path, spec, inputs, magnitudes, threads=1)
     assert not result.passed
     assert message in result.detail
 
