@@ -11,7 +11,8 @@ BENCH  := build/bench
 SIZE   ?= small
 RATIOS := benchmarks/test_end_to_end.py 'benchmarks/test_forward.py::test_forward[ct-0]' \
 	benchmarks/test_cold_start.py::test_imports_of_a_first_answer \
-	benchmarks/test_preparing.py::test_preparing_a_full_size_ct
+	benchmarks/test_preparing.py::test_preparing_a_full_size_ct \
+	benchmarks/test_auto.py
 
 .PHONY: help setup hooks demo test check lint pytest docs test-slow test-gpu bench bench-ci bench-gpu faults fuzz paper-size clean
 

@@ -1,7 +1,8 @@
 """Inputs of the benchmarks: bundles with random weights and synthetic cases, written once and cached.
 
 Size `paper` is the full-size preset. Size `small` has the same graphs with a reduced network and volume, so that all
-benchmarks run on two cores in minutes; its ratios do not apply to the full size.
+benchmarks run on two cores in minutes; its ratios do not apply to the full size. The CT encoder of size `middle` takes
+nearly all of a prediction's time, as at full size.
 
     python benchmarks/bench_inputs.py --size paper --folds 1     # write missing inputs in advance
 """
@@ -35,6 +36,13 @@ def small() -> Config:
     return replace(base, ct=CtConfig(shape_DHW=(64, 128, 128)), network=network)
 
 
+def middle() -> Config:
+    """Config whose CT encoder, a ResNet-50 of half the width on 48x192x192 voxels, takes nearly all of the time."""
+    base = small()
+    ct = CtEncoderConfig(planes=(32, 64, 128, 256))
+    return replace(base, ct=CtConfig(shape_DHW=(48, 192, 192)), network=replace(base.network, ct_encoder=ct))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """Network, CT and number of rounds of a size."""
@@ -51,6 +59,7 @@ class Size:
 
 SIZES = {
     "small": Size(name="small", config=small(), ct_XYZ=(256, 256, 60), batches=(1, 2, 4, 8), repeats=7),
+    "middle": Size(name="middle", config=middle(), ct_XYZ=(256, 256, 60), batches=(1, 2), repeats=5),
     "paper": Size(name="paper", config=paper(), ct_XYZ=(512, 512, 120), batches=(1, 2, 4), repeats=5),
 }
 

@@ -67,6 +67,18 @@ RATIOS: Sequence[Limit] = (
         description="the default engine is no slower than eager",
     ),
     Limit(
+        test="test_auto_against_the_quickest[small]",
+        metric="auto / quickest engine",
+        at_most=1.15,
+        description="auto takes an engine within 15% of the quickest, small size",
+    ),
+    Limit(
+        test="test_auto_against_the_quickest[middle]",
+        metric="auto / quickest engine",
+        at_most=1.15,
+        description="auto takes an engine within 15% of the quickest, where the CT encoder takes most of the time",
+    ),
+    Limit(
         test="test_stages_add_up",
         metric="|sum of stages / wall - 1|",
         at_most=0.05,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import test_auto
 import test_cold_start
 import test_end_to_end
 import test_forward
@@ -78,6 +79,22 @@ def test_slow_default_engine_breaks_the_ratio(tiny_bundle, good_cases, monkeypat
             test_forward.test_forward(record, opened, "ct-0")
 
     assert limits_met(measured("test_forward[ct-0]", run), "test_forward[ct-0]") == [not planted]
+
+
+def test_slow_choice_of_auto_breaks_the_ratio(tiny_bundle, monkeypatch):
+    """An engine that `auto` takes although it is slower than another one breaks the limit at both sizes."""
+    with Predictor.open(tiny_bundle) as predictor:
+        taken = predictor.engine_record.name
+    run_graph = GraphEngine.run
+
+    def slow(self: GraphEngine, graph: str, inputs: Any) -> Any:
+        time.sleep(0.02 if self.name == taken else 0)
+        return run_graph(self, graph, inputs)
+
+    monkeypatch.setattr(GraphEngine, "run", slow)
+    for name in ("test_auto_against_the_quickest[small]", "test_auto_against_the_quickest[middle]"):
+        document = measured(name, lambda record: test_auto.compare_with_quickest(record, tiny_bundle))
+        assert limits_met(document, name) == [False]
 
 
 def test_time_outside_of_stages_breaks_the_ratio(tiny_bundle, good_cases, monkeypatch):
