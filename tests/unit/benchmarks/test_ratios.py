@@ -81,6 +81,7 @@ def test_slow_default_engine_breaks_the_ratio(tiny_bundle, good_cases, monkeypat
     assert limits_met(measured("test_forward[ct-0]", run), "test_forward[ct-0]") == [not planted]
 
 
+@pytest.mark.long
 def test_slow_choice_of_auto_breaks_the_ratio(tiny_bundle, monkeypatch):
     """An engine that `auto` takes although it is slower than another one breaks the limit at both sizes."""
     with Predictor.open(tiny_bundle) as predictor:
