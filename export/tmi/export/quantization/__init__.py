@@ -6,4 +6,7 @@ Runtime and TensorRT read alike. Scales are symmetric: zero points are 0.
 
 import lazy_loader
 
+from tmi.toolkit.compute.telemetry import disable_telemetry
+
+disable_telemetry()
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -108,7 +108,8 @@ class TimingProcess:
             process.stdin.flush()
         while True:
             with suppress(queue.Empty):
-                line = self._lines.get(timeout=POLL_SECONDS)
+                left = POLL_SECONDS if limit is None else min(POLL_SECONDS, max(0.0, limit - (monotonic() - start)))
+                line = self._lines.get(timeout=left)
                 return self._seconds(line)
             if resident_bytes(process.pid) > self._limits.memory_bytes:
                 self._stop()

@@ -239,4 +239,8 @@ def test_bfloat16_bound_follows_its_rounding():
     """The bfloat16 bound exceeds the float16 bound by at most the ratio of their roundings."""
     assert BOUNDS["float16"].relative < BOUNDS["bfloat16"].relative <= 8 * BOUNDS["float16"].relative
     assert replace(ENGINES[ENGINE]).optional
-    assert [name for name, spec in ENGINES.items() if spec.optional and not spec.gpu] == [ENGINE]
+    assert [name for name, spec in ENGINES.items() if spec.optional and not spec.gpu] == [
+        "openvino-int8",
+        ENGINE,
+        "onnx-int8",
+    ]

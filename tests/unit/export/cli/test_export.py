@@ -98,5 +98,7 @@ def test_key_without_a_signed_bundle_is_wrong_usage(nano_run, tmp_path, monkeypa
     assert "error: --key has no effect here: a new bundle is not signed yet" in outcome.err
     explained = tmi("explain", "case", "--run", nano_run, "--key", "signer.pem", "-o", "out", cwd=tmp_path)
     assert (explained.code, "a run has no signature" in explained.err) == (2, True)
+    audited = tmi("audit", nano_run, "--key", "signer.pem", cwd=tmp_path)
+    assert (audited.code, "no bundle is given" in audited.err) == (2, True)
     monkeypatch.setenv("TMI_KEY", "signer.pem")
     assert "--key" not in tmi("export", "missing", cwd=tmp_path).err

@@ -90,7 +90,9 @@ def commands_with_a_bundle() -> dict[str, Any]:
 def test_every_command_with_a_bundle_takes_a_key():
     """Every command with a bundle has `--key`, and takes `TMI_KEY` in its place."""
     commands = commands_with_a_bundle()
-    assert set(commands) == {"predict", "serve", "explain", "report", "bench", "verify", "inspect", "build"}
+    assert set(commands) == {
+        "predict", "serve", "explain", "report", "bench", "verify", "inspect", "build", "audit",
+    }  # fmt: skip
     for name, function in commands.items():
         hints = get_type_hints(function, include_extras=True, localns={"Path": Path})
         (option,) = hints["key"].__metadata__

@@ -62,7 +62,8 @@ def test_verify_validates_every_installed_engine(tiny_bundle):
     assert "not signed" in outcome.out
     rows = [line.split("│")[1:4] for line in outcome.out.splitlines() if line.startswith("│")]
     validated = {row[0].strip() for row in rows}
-    assert validated == {"files", *(n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None)}
+    here = {n for n, s in ENGINES.items() if not s.gpu and missing_requirement(n) is None}
+    assert validated == {"files", *(n for n in here if ENGINES[n].artefact != "onnx-int8")}
     assert {row[1].strip() for row in rows if row[0].strip() == "onnx"} >= {"logits", "float64", "largest-batch"}
     assert "parity checks passed" in outcome.out.splitlines()[-1]
 

@@ -85,7 +85,7 @@ def test_help_command_equals_the_option(monkeypatch):
         ("tmi help tra", {"train"}),
         ("tmi predict --engi", {"--engine"}),
         ("tmi ", set(COMMANDS)),
-        ("tmi predict --engine openvino", {"openvino", "openvino-bf16"}),
+        ("tmi predict --engine openvino", {"openvino", "openvino-bf16", "openvino-int8"}),
         ("tmi predict cas", set()),  # a path: the script leaves it to the shell
     ],
 )
@@ -100,12 +100,12 @@ def test_completion(words, expected):
     ("words", "expected"),
     [
         ("tmi predict case --engine au", {"auto"}),
-        ("tmi predict --precision ", {"auto", "bf16", "fp32"}),
+        ("tmi predict --precision ", {"auto", "bf16", "fp32", "int8"}),
         ("tmi verify --engine eag", {"eager", "eager-cuda"}),
         ("tmi bench --engine torchs", {"torchscript", "torchscript-cuda"}),
         ("tmi report --engine onnx-cuda-", {"onnx-cuda-fp16"}),
         ("tmi export --engine trt", {"trt", "trt-rtx"}),
-        ("tmi export --precision ", {"fp16", "tf32", "fp32", "auto"}),
+        ("tmi export --precision ", {"fp16", "tf32", "fp32", "int8", "auto"}),
         ("tmi export --target sm8", {"sm80", "sm86", "sm89"}),
         ("tmi export --hardware-compatibility amp", {"ampere-plus"}),
         ("tmi build --plan-weights ", {"inside", "refit", "strip"}),

@@ -104,6 +104,7 @@ OWN_INPUT = {
     ),
     "text of this process or of its worker": (
         "clinical/tokenizer", "benchmark/benchmark", "serving/result_log", "tabular/reader",
+        "verification/timing_process",
     ),
     "lock files, of which a few bytes are read": ("storage/outputs",),
     "files that the export has just written": ("bundle/reproducible", "checks/preprocessing_reference"),

@@ -12,7 +12,7 @@ import typer
 
 from tmi.toolkit.cases.case import MaskLabel, is_cohort, open_cohort, parse_mask_label
 from tmi.toolkit.cli.console import echo, echo_json
-from tmi.toolkit.cli.inputs import require_paths
+from tmi.toolkit.cli.inputs import require_paths, require_used_key
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def audit(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     cohort: Annotated[
         Path | None,
@@ -37,6 +38,14 @@ def audit(
     bundle: Annotated[
         Path | None,
         typer.Option(help="Bundle of the run: check the calibration cases of its INT8 graphs.", show_default=False),
+    ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that must have signed --bundle; several: one of them.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not run the saved models.")] = False,
     replay: Annotated[
@@ -74,13 +83,15 @@ def audit(
 
     require_paths(("run", run), ("cohort", cohort), ("--ct-weights", ct_weights), ("--text-weights", text_weights))
     require_paths(("--bundle", bundle))
+    if bundle is None:
+        require_used_key(context, "no bundle is given", fix="omit it, or give the signed bundle with --bundle")
     if not replay and (fold or ct_weights or text_weights):
         raise UsageError("--fold, --ct-weights and --text-weights belong to --replay", fix="add --replay")
     folder = RunFolder.open(run)
     options = _ReplayOptions(folds=tuple(fold or ()), ct=ct_weights, text=text_weights) if replay else None
     results = [
         *audit_folder(folder),
-        *_audit_bundle(folder, bundle),
+        *_audit_bundle(folder, bundle, key),
         *_audit_with_cohort(
             folder,
             cohort,
@@ -117,11 +128,11 @@ class _ReplayOptions:
     text: Path | None
 
 
-def _audit_bundle(run: RunFolder, bundle: Path | None) -> list[AuditResult]:
-    from tmi.runtime.bundle.reader import open_bundle
+def _audit_bundle(run: RunFolder, bundle: Path | None, key: list[Path] | None) -> list[AuditResult]:
+    from tmi.runtime.bundle.signing import open_trusted_bundle
     from tmi.training.leakage_audit.calibration_checks import audit_calibration
 
-    return [] if bundle is None else [audit_calibration(run, open_bundle(bundle).manifest)]
+    return [] if bundle is None else [audit_calibration(run, open_trusted_bundle(bundle, key).manifest)]
 
 
 def _audit_with_cohort(

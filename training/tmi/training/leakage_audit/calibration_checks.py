@@ -22,10 +22,9 @@ def audit_calibration(run: RunFolder, manifest: Manifest) -> AuditResult:
     found = untrained_cases(manifest, run)
     if found:
         cases = "; ".join(f"{graph}: {', '.join(ids)}" for graph, ids in found.items())
-        return AuditResult(
-            check="calibration", status="leak", detail=f"INT8 is calibrated on cases that a fold holds out: {cases}"
-        )
+        detail = f"INT8 is calibrated on cases that a fold holds out: {cases}"
+        return AuditResult(check="int8-calibration", status="leak", detail=detail)
     count = len({case.case for graph in manifest.int8.graphs.values() for case in graph.calibration})
     return AuditResult(
-        check="calibration", status="holds", detail=f"INT8 is calibrated on {count} training cases of its folds"
+        check="int8-calibration", status="holds", detail=f"INT8 is calibrated on {count} training cases of its folds"
     )
