@@ -92,9 +92,16 @@ class Client:
 
 @contextmanager
 def running_service(
-    predictor: Predictor, *, predict: Callable[..., Iterator[Any]] | None = None, **settings: Any
+    predictor: Predictor,
+    *,
+    predict: Callable[..., Iterator[Any]] | None = None,
+    on_listening: Callable[[int], None] = lambda port: None,
+    **settings: Any,
 ) -> Iterator[Client]:
-    """Serve with a predictor, or with another function that predicts; ends by draining."""
+    """Serve with a predictor, or with another function that predicts; ends by draining.
+
+    `on_listening` gets the port when the service says that it listens.
+    """
 
     def exact(cases: Sequence[Any]) -> Iterator[Any]:
         return predictor.stream(cases, exact=True)
@@ -110,7 +117,8 @@ def running_service(
     listener = Listener(build_app(service, log=lambda level, fields: log.append({"level": level, **fields})), service)
     bound = bind("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    thread = threading.Thread(target=listener.serve_on, args=(bound,))
+    announce = {"on_listening": lambda: on_listening(port)}
+    thread = threading.Thread(target=listener.serve_on, args=(bound,), kwargs=announce)
     thread.start()
     while not listener.started:
         thread.join(0.005)

@@ -156,7 +156,8 @@ def _run(
     service = PredictionService(bundle, record, predict, settings=settings, version=version("tmi-clnet"))
     app = build_app(service, log=_log)
     listener = Listener(app, service, tls=tls, on_second_signal=lambda: os._exit(INTERRUPTED))
-    echo(
+    announce = partial(
+        echo,
         f"serving {bundle.folder} at {address} until SIGTERM or Ctrl-C",
         err=True,
         event="serving",
@@ -164,7 +165,7 @@ def _run(
         bundle=bundle.digest,
         engine=record.name,
     )
-    listener.serve_on(bound)
+    listener.serve_on(bound, on_listening=announce)
     echo("the service has ended; every accepted request has its response", err=True, event="ended")
 
 

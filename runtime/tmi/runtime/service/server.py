@@ -144,11 +144,23 @@ class Listener(uvicorn.Server):
             )
         )
         self._service, self._on_second_signal = service, on_second_signal
+        self._on_listening: Callable[[], None] = lambda: None
 
-    def serve_on(self, bound: socket.socket) -> None:
-        """Serve until a signal or `drain`; returns when every accepted request has its response."""
+    def serve_on(self, bound: socket.socket, *, on_listening: Callable[[], None] = lambda: None) -> None:
+        """Serve until a signal or `drain`; returns when every accepted request has its response.
+
+        Args:
+            bound: the socket of `bind`.
+            on_listening: called once clients can connect.
+        """
+        self._on_listening = on_listening
         asyncio.run(self.serve(sockets=[bound]))
         self._service.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then call `on_listening`: a client that is started by its message must not be rejected."""
+        await super().startup(sockets=sockets)
+        self._on_listening()
 
     def drain(self) -> None:
         """Take no new connection any more; `serve_on` returns when accepted requests have their responses."""

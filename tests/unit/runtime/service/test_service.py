@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,19 @@ def require_equal(tensors: dict[str, object], result: Prediction) -> None:
     assert {k: v for k, v in entry.items() if k not in ("seconds", "overlapped")} == facts(result)
     (issues,) = tensors["issues"]  # type: ignore[misc]
     assert json.loads(issues) == [issue.to_dict() for issue in result.warnings]
+
+
+def test_service_is_announced_once_clients_can_connect(nano_predictor):
+    """A client that starts when the service says that it runs is not rejected."""
+    outcomes = []
+
+    def connect(port: int) -> None:
+        with socket.socket() as client:
+            outcomes.append(client.connect_ex(("127.0.0.1", port)))
+
+    with running_service(nano_predictor, on_listening=connect):
+        pass
+    assert outcomes == [0]
 
 
 def test_health_and_metadata(client, nano_predictor):
