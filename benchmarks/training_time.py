@@ -24,6 +24,8 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+from tmi.toolkit.compute.cpu import limit_spinning
+
 
 class Clock:
     """Processor and wall time of each part; the time of a part inside another one counts for the inner part alone."""
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--cohort", type=Path, help="cohort; default: 24 synthetic cases")
     options = parser.parse_args()
     clock = Clock()
+    limit_spinning()  # as `tmi` does, before torch is loaded
 
     def start_up() -> None:
         import tmi.training.loop.fold_training  # noqa: F401

@@ -79,7 +79,7 @@ MISTAKES: Mapping[str, str] = MappingProxyType(
         "export runs/first --out b.zip": "bundle b.zip is a folder, but it is named as a .zip file",
         "export runs/first --out full --force": "full exists and is not a bundle; --force replaces bundles only",
         "export runs/first --out b --engine onx": "unknown engine 'onx' to export",
-        "export runs/first --out b --precision fp16": "--precision fp16 is for TensorRT engines; onnx is float32",
+        "export runs/first --out b --precision fp16": "--precision fp16 is for TensorRT engines, and none is named",
         "export runs/first --out b --engine trt-rtx --precision fp17": "unknown precision 'fp17'",
         "export runs/first --out b --engine trt-rtx --target sm99": "unknown target 'sm99'",
         "export runs/first --out b --cases nocases": "--cases nocases does not exist",

@@ -126,7 +126,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.compute": """
         ArrayAllocator AvailableMemory BufferPool Ignored Span StageTimer available_cores
-        available_memory disable_telemetry end_with_input end_with_parent format_memory initialize_worker
+        available_memory disable_telemetry end_with_input end_with_parent fits format_memory initialize_worker
         library_call limit_spinning provide_user quiet require_memory sum_spans worker_pool
     """,
     "tmi.toolkit.config": """

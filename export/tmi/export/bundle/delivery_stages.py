@@ -24,8 +24,8 @@ from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 SEARCH = "--precision auto"
 """Option of `tmi export` that keeps nodes which overflow FP16 in float32."""
 INT8_FIX = (
-    "predict in float32, which the bundle without INT8 does; or export again with a cohort whose training cases cover "
-    "what the models see (see docs/parity.md)"
+    "export without --precision int8: the bundle then predicts in float32 and, where it passes, in bfloat16 "
+    "(see docs/parity.md)"
 )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from tmi.export.graphs.partition import GraphPartition
 from tmi.runtime.verification.golden_inputs import largest_batch
-from tmi.toolkit.compute.memory import format_memory, require_memory
+from tmi.toolkit.compute.memory import fits, format_memory, require_memory
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.models.live_memory import MetaNetwork, meta_network
 
@@ -40,19 +40,23 @@ def export_bytes(config: Config, partition: GraphPartition, *, simulated: bool) 
     return int(PROCESS_BYTES + COPIES * _graph_bytes(meta, partition) + factor * batch)
 
 
-def require_export_memory(config: Config, partition: GraphPartition, *, simulated: bool) -> None:
+def require_export_memory(config: Config, partition: GraphPartition, *, simulated: bool, adding: bool = False) -> None:
     """Raise if the machine has less memory than the export needs.
 
     Args:
         config, partition, simulated: as in `export_bytes`.
+        adding: whether the engines are added to a bundle, so that no smaller export replaces this one.
 
     Raises:
         UnavailableError: it does not fit.
     """
     fix = "close other programs, or export on a machine with more memory"
-    if simulated:
-        less = format_memory(export_bytes(config, partition, simulated=False))
-        fix = f"export --engine onnx here ({less}) and add the TensorRT engine on a machine with more memory (--add)"
+    less = export_bytes(config, partition, simulated=False)
+    if simulated and not adding and fits(less):
+        fix = (
+            f"export --engine onnx here ({format_memory(less)}) and add the TensorRT engine on a machine with more "
+            "memory (--add)"
+        )
     require_memory(
         "the export",
         export_bytes(config, partition, simulated=simulated),

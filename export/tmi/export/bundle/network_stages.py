@@ -79,7 +79,7 @@ def partition(context: ExportContext) -> None:
     context.progress("finding which folds share an encoder")
     context.partition = found = partition_run(run, models.weights)
     if context.settings.check_memory:
-        require_export_memory(run.config, found, simulated=bool(context.plans))
+        require_export_memory(run.config, found, simulated=bool(context.plans), adding=context.base is not None)
     _require_vocabularies(_vocabularies(found), run.config)
     manifest, copied = _new_manifest(context)
     if context.base is not None:

@@ -67,7 +67,7 @@ def export(
     plans = [name for name in engines if exporter_spec(name).plan is not None]
     engines, precision = with_int8(engines, precision)
     if precision is not None and not plans:
-        raise UsageError("a precision is for TensorRT engines; the others are float32", fix="omit it")
+        raise UsageError("a precision is for TensorRT engines, and none is named", fix="omit it")
     require_target(plans, target)
     settings = ExportSettings(
         cases=tuple(Path(case) for case in cases),

@@ -162,7 +162,7 @@ def export(
     plans = [name for name in engine if exporter_spec(name).plan is not None]
     if precision is not None and not plans:
         raise UsageError(
-            f"--precision {precision} is for TensorRT engines; {engine[0]} is float32",
+            f"--precision {precision} is for TensorRT engines, and none is named",
             fix="omit it, or add --engine trt",
         )
     options = build_options(

@@ -96,6 +96,11 @@ def _tensor_mismatches(model: ModelProto, folded: ModelProto, magnitudes: Mappin
         if zero.dtype != (np.int8 if signed else np.uint8) or zero.any():
             yield f"the zero point of {name} is {zero.dtype} {zero.reshape(-1)[0]}, not 0"
         weight = originals.get(name)
+        source = name if node.op_type == "QuantizeLinear" else name + WEIGHT
+        axes = [("axis", 0)] if weight is not None else []
+        if node.input[0] != source or [(a.name, a.i) for a in node.attribute] != axes:
+            yield f"{node.name} does not read {source} with its scales along the output channels"
+            continue
         if weight is None:
             if name not in magnitudes:
                 yield f"{name} is no activation of a layer"

@@ -6,6 +6,7 @@ whose folds were trained on it. The bundle keeps digests of the cases alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tmi.export.checks.eager_reference import compute_eager_reference
 from tmi.export.checks.real_cases import network_inputs
 from tmi.export.checks.validation_set import CalibratedCase, RealCase
 from tmi.export.graphs.partition import FoldModels, GraphPartition
+from tmi.export.quantization.audit import MIN_CASES
 from tmi.runtime.bundle.int8_records import CalibrationCase, case_digest
 from tmi.toolkit.cases.case import open_cohort
 from tmi.toolkit.cases.fingerprint import cohort_fingerprint
@@ -45,7 +47,7 @@ def read_calibration_cases(
         models: the fold models.
 
     Raises:
-        UsageError: no cohort, or another one than the run's.
+        UsageError: no cohort, another one than the run's, or too few cases for every CT encoder.
         InputRejectedError: a case cannot be prepared.
     """
     cohort = open_cohort(folder)
@@ -56,6 +58,13 @@ def read_calibration_cases(
             fix="name that cohort with --calibration: INT8 is calibrated on training cases alone",
         )
     chosen = choose_cases(run, partition, fingerprint, calibration_count(run))
+    cases_of_graph = Counter(graph for graphs in chosen.values() for graph in graphs)
+    if max(cases_of_graph.values(), default=0) < MIN_CASES:
+        raise UsageError(
+            f"run {run.path} has no CT encoder that INT8 can be calibrated for: no {MIN_CASES} cases are training "
+            "cases of every fold that uses one",
+            fix="export it without --precision int8",
+        )
     folders = {case.case_id: case for case in cohort.cases}
     modalities = active_modalities(run.config)
     found = []

@@ -12,6 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from tmi.export.quantization.qdq import quantisable, quantised
 
 ERRORS_ONLY = 3
+LAYERS_AT_ONCE = 8
+"""Number of layers whose errors one pass measures."""
 Inputs = Mapping[str, NDArray[np.generic]]
 
 
@@ -49,10 +51,22 @@ def largest_magnitudes(model: ModelProto, inputs: Iterable[Inputs], *, threads: 
 def layer_errors(model: ModelProto, magnitudes: Mapping[str, float], case: Inputs, *, threads: int) -> dict[str, float]:
     """Error of every quantisable layer alone: its output in INT8 against float32, both of float32 inputs.
 
+    Layers are compared a few at a time: the comparison of all would hold several times the tensors of a pass.
+
     Returns:
         Layer -> largest difference divided by the largest magnitude of its float32 output.
     """
-    layers = quantisable(model.graph)
+    layers = list(quantisable(model.graph))
+    groups = [layers[start : start + LAYERS_AT_ONCE] for start in range(0, len(layers), LAYERS_AT_ONCE)]
+    errors: dict[str, float] = {}
+    for group in groups:
+        errors |= _errors_of(group, model, magnitudes, case, threads=threads)
+    return errors
+
+
+def _errors_of(
+    layers: Sequence[str], model: ModelProto, magnitudes: Mapping[str, float], case: Inputs, *, threads: int
+) -> dict[str, float]:
     both = quantised(model, magnitudes, layers)
     nodes: dict[str, list[NodeProto]] = {}
     for node in both.graph.node:

@@ -69,17 +69,19 @@ def search_layers(
     """
     layers = list(quantisable(model.graph))
     steps: list[str] = []
-    measured: dict[int, tuple[ModelProto, float]] = {}
+    errors: dict[int, float] = {}
+
+    def without(count: int) -> ModelProto:
+        return quantised(model, magnitudes, set(layers) - set(ranked[:count]))
 
     def error_without(count: int) -> float:
-        if count not in measured:
-            candidate = quantised(model, magnitudes, set(layers) - set(ranked[:count]))
-            error = max(_error(candidate, probe, threads) for probe in probes)
-            measured[count] = candidate, error
+        if count not in errors:
+            candidate = without(count)
+            errors[count] = error = max(_error(candidate, probe, threads) for probe in probes)
             steps.append(
                 f"{len(layers) - count} of {len(layers)} layers in INT8: error {error:.2g}, allowed {budget:.2g}"
             )
-        return measured[count][1]
+        return errors[count]
 
     ranked: list[str] = []
     own: dict[str, float] = {}
@@ -93,11 +95,10 @@ def search_layers(
         while count - failing > 1:
             middle = (count + failing) // 2
             failing, count = (failing, middle) if error_without(middle) <= budget else (middle, count)
-        error_without(count)
-    candidate, error = measured[count]
+    error = error_without(count)
     kept = set(ranked[:count])
     return Int8Plan(
-        model=candidate,
+        model=without(count),
         layers=tuple(layer for layer in layers if layer not in kept),
         layers_in_float={layer: f"its own error in INT8 is {own[layer]:.2g}" for layer in ranked[:count]},
         error=error,

@@ -35,7 +35,8 @@ def predict(
     engine: Annotated[
         str,
         typer.Option(
-            help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt.",
+            help="auto; on the CPU openvino, openvino-bf16, openvino-int8, onnx, onnx-int8, torchscript, eager; "
+            "on a GPU trt, trt-rtx, torch-trt, onnx-cuda, onnx-cuda-fp16.",
             autocompletion=completes("auto", of="tmi.runtime.engines.registry:ENGINES"),
         ),
     ] = "auto",

@@ -37,14 +37,15 @@ def serve(
     engine: Annotated[
         str,
         typer.Option(
-            help="auto, openvino-bf16, openvino, onnx, torchscript, eager; on a GPU trt, trt-rtx, torch-trt.",
+            help="auto; on the CPU openvino, openvino-bf16, openvino-int8, onnx, onnx-int8, torchscript, eager; "
+            "on a GPU trt, trt-rtx, torch-trt, onnx-cuda, onnx-cuda-fp16.",
             autocompletion=completes("auto", of="tmi.runtime.engines.registry:ENGINES"),
         ),
     ] = "auto",
     precision: Annotated[
         str,
         typer.Option(
-            help="auto, or bf16 or fp32 for engines that compute in it only.",
+            help="auto, or int8, bf16 or fp32 for engines that compute in it only.",
             autocompletion=completes(of="tmi.runtime.engines.precision:ALLOWED_PRECISIONS"),
         ),
     ] = "auto",

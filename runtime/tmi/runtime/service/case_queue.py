@@ -122,7 +122,7 @@ class CaseQueue:
             left: list[CaseJob] = []
             while self._jobs and len(group) < self._max_batch:
                 job = self._jobs.popleft()
-                # Results are told apart by case id: a second case of the same id waits for the next batch.
+                # Case ids distinguish results: a second case of the same id waits for the next batch.
                 if group.setdefault(job.case.case_id, job) is not job:
                     left.append(job)
             self._jobs.extendleft(reversed(left))

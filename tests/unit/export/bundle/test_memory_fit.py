@@ -66,6 +66,15 @@ def test_simulated_engine_can_be_added_elsewhere(limit):
     assert re.match(r"export --engine onnx here \(6\.\d GiB\) and add", stop.value.fix)
 
 
+@pytest.mark.parametrize(("gib", "adding"), [(2.4, False), (7.5, True)], ids=["does-not-fit", "adds-already"])
+def test_export_that_does_not_help_is_not_proposed(limit, gib, adding):
+    """The fix names no export that does not fit either, nor one that replaces an addition."""
+    limit(int(gib * GIB))
+    with pytest.raises(UnavailableError, match="the export needs about") as stop:
+        require_export_memory(paper(), partition(1), simulated=True, adding=adding)
+    assert stop.value.fix.startswith("close other programs, or export on a machine with more memory; ")
+
+
 def test_export_that_does_not_fit_ends_before_the_network_runs(nano_run, tmp_path, limit):
     """Exit code 5 with need, available memory and the option that omits the check; nothing is written."""
     limit(GIB // 2)

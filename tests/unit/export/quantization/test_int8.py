@@ -10,10 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from factories.random_run import write_random_run
 from tmi.export.checks.validation_set import CalibratedCase, RealCase, ValidationSet
-from tmi.export.quantization import int8_graphs
+from tmi.export.graphs.partition import DistinctEncoder, FoldModels, GraphPartition, partition_run
+from tmi.export.quantization import int8_graphs, measuring
 from tmi.export.quantization.audit import audit_calibration, audit_quantised
-from tmi.export.quantization.calibration_cases import choose_cases
+from tmi.export.quantization.calibration_cases import choose_cases, read_calibration_cases
 from tmi.export.quantization.folding import folded_graph
 from tmi.export.quantization.measuring import largest_magnitudes, layer_errors, outputs_of
 from tmi.export.quantization.qdq import quantisable, quantised
@@ -26,6 +28,7 @@ from tmi.runtime.verification.golden_inputs import golden_from_manifest, make_go
 from tmi.runtime.verification.outputs import evaluate
 from tmi.runtime.verification.parity import relative_error
 from tmi.runtime.verification.verify import read_references
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 
 
@@ -148,6 +151,23 @@ def test_audit_finds_a_changed_tensor(base, graph, tmp_path, change, message):
     assert message in result.detail
 
 
+@pytest.mark.parametrize("kind", ["QuantizeLinear", "DequantizeLinear", "axis"])
+def test_audit_finds_a_pair_that_reads_another_tensor(base, graph, tmp_path, kind):
+    """A pair of another value, or with the scales of weights along another axis, is no rounding of its layer."""
+    path, model, inputs = graph
+    magnitudes = largest_magnitudes(model, inputs, threads=1)
+    rounded = quantised(model, magnitudes, list(quantisable(model.graph)))
+    if kind == "axis":
+        next(n for n in rounded.graph.node if n.op_type == "DequantizeLinear" and n.attribute).attribute[0].i = 1
+    else:
+        first, second = [n for n in rounded.graph.node if n.op_type == kind and not n.attribute][:2]
+        second.input[0] = first.input[0]
+    onnx.save(rounded, tmp_path / "changed.onnx")
+    spec = base.manifest.graph("ct-0")
+    result = audit_quantised(tmp_path / "changed.onnx", path, spec, inputs, magnitudes, threads=1)
+    assert (result.passed, "with its scales along the output channels" in result.detail) == (False, True)
+
+
 @pytest.mark.parametrize(("volumes", "passed"), [(("a", "b"), True), (("a", "a"), False), (("a", "zero"), False)])
 def test_calibration_needs_different_volumes(base, volumes, passed):
     """One volume, given twice or beside a constant one, is no calibration."""
@@ -188,8 +208,6 @@ def test_manifest_without_int8_has_no_such_entry(base, int8_bundle):
 
 def test_cases_are_training_cases_of_every_fold(nano_run, cases, int8_bundle):
     """Chosen cases are training cases; a held-out one among the recorded digests is named."""
-    from tmi.export.graphs.partition import FoldModels, partition_run
-
     run, (bundle, _) = RunFolder.open(nano_run), int8_bundle
     partition = partition_run(run, FoldModels(run).weights)
     chosen = choose_cases(run, partition, "f", 8)
@@ -217,6 +235,38 @@ def test_audit_command_finds_a_held_out_calibration_case(nano_run, int8_bundle):
     result = audit(run, replace(bundle.manifest, int8=replace(record, graphs=swapped)))
     assert result.status == "leak"
     assert "ct-0: P0" in result.detail
+
+
+def test_audit_rejects_the_bundle_of_another_run(nano_run, int8_bundle):
+    """A run of the same name and cohort that was started again, or has other folds, is not the bundle's."""
+    from tmi.training.leakage_audit.calibration_checks import audit_calibration as audit
+
+    run, (bundle, _) = RunFolder.open(nano_run), int8_bundle
+    manifest = bundle.manifest
+    again = replace(manifest, run=replace(manifest.run, started_at="2001-01-01T00:00:00+00:00"))
+    more = replace(manifest, folds=(*manifest.folds, replace(manifest.folds[0], fold=9)))
+    for other in (again, more):
+        with pytest.raises(UsageError, match="not an export of this run"):
+            audit(run, other)
+
+
+def test_run_without_a_calibration_case_is_rejected_early(nano_config, synthetic_cohort, tmp_path):
+    """A CT encoder that all folds share has no case that every fold was trained on: nothing can be calibrated."""
+    run = RunFolder.open(write_random_run(tmp_path / "run", nano_config, folds=2, cohort=synthetic_cohort))
+    shared = DistinctEncoder(name="ct-0", role="ct", folds=tuple(s.fold for s in run.folds), tokenizer=None)
+    partition = GraphPartition(encoders=(shared,), folds=shared.folds)
+    with pytest.raises(UsageError, match="no CT encoder that INT8 can be calibrated for"):
+        read_calibration_cases(synthetic_cohort, run, partition, FoldModels(run))
+
+
+def test_errors_of_layers_do_not_depend_on_their_groups(graph, monkeypatch):
+    """Layers measured one at a time have the errors that they have together."""
+    _, model, inputs = graph
+    magnitudes = largest_magnitudes(model, inputs, threads=1)
+    together = layer_errors(model, magnitudes, inputs[0], threads=1)
+    monkeypatch.setattr(measuring, "LAYERS_AT_ONCE", 1)
+    assert layer_errors(model, magnitudes, inputs[0], threads=1) == pytest.approx(together, rel=1e-5)
+    assert list(together) == list(quantisable(model.graph))
 
 
 def test_no_cohort_is_a_typed_error(nano_run, tmp_path):

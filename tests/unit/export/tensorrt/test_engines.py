@@ -187,7 +187,7 @@ def test_build_with_wrong_layer_type_changes_nothing(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--engine", "onnx", "--precision", "fp16"), "--precision fp16 is for TensorRT engines; onnx is float32"),
+        (("--engine", "onnx", "--precision", "fp16"), "--precision fp16 is for TensorRT engines, and none is named"),
         (("--engine", "trt", "--precision", "int4"), "unknown precision 'int4'"),
         (("--engine", "trt", "--precision", "int8"), "--precision int8 is for engines on the CPU, not for trt"),
         (("--engine", "trt", "--target", "sm80"), "--target is for --engine trt-rtx"),

@@ -175,3 +175,25 @@ def test_time_left_counts_resumed_folds(monkeypatch):
     epoch(7, 0.5, 0.5)  # resumed at the eighth of ten epochs
     epoch(8, 0.5, 0.5)
     assert left == [10 * 12, 10 * 11]
+
+
+def test_time_left_within_a_resumed_epoch(monkeypatch):
+    """Steps of a resumed fold count the epochs that are left, and a failed fold takes no part in the estimate."""
+    from tmi.training.cli import progress as module
+
+    now, left = [0.0], []
+    monkeypatch.setattr(module, "perf_counter", lambda: now[0])
+    task = SimpleNamespace(step=lambda text, **facts: left.append(facts["seconds_left"]))
+    lines = SimpleNamespace(add=lambda *a, **k: task, line=lambda *a, **k: None)
+    callbacks = module.ProgressCallbacks(lines, folds=2)
+    callbacks.on_training_start(2)
+    for split in SPLITS[:2]:
+        callbacks.on_fold_start(split, 20)
+    now[0] = 200.0
+    callbacks.on_step(SPLITS[0], 18, 20, 40)  # resumed at the 19th of 20 epochs: half of it takes 200 s
+    callbacks.on_fold_failed(SPLITS[1], "broken")
+    callbacks.on_step(SPLITS[0], 18, 20, 40)
+    callbacks.on_step(SPLITS[1], 0, 20, 40)
+    callbacks.on_fold_failed(SPLITS[1], "broken")
+    callbacks.on_step(SPLITS[0], 18, 20, 40)
+    assert left == pytest.approx([400 * (1.5 + 20), 400 * 1.5, 200 * (1.5 + 19.5), 400 * 1.5])

@@ -5,6 +5,7 @@ from .cpu import limit_spinning as limit_spinning
 from .cpu import worker_pool as worker_pool
 from .memory import AvailableMemory as AvailableMemory
 from .memory import available_memory as available_memory
+from .memory import fits as fits
 from .memory import format_memory as format_memory
 from .memory import require_memory as require_memory
 from .silence import Ignored as Ignored

@@ -76,6 +76,12 @@ def require_memory(what: str, needed: int, *, fix: str) -> None:
         )
 
 
+def fits(needed: int) -> bool:
+    """Whether `require_memory` accepts a need of the whole process in bytes."""
+    there = available_memory()
+    return there is None or needed <= there.size + _own_memory()
+
+
 def format_memory(size: int) -> str:
     """Format a number of bytes, for example `4.9 GiB` or `80 MiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

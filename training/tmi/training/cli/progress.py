@@ -66,6 +66,7 @@ class ProgressCallbacks:
 
     def on_step(self, split: FoldSplit, epoch: int, done: int, total: int) -> None:
         """State the batch of an epoch that takes long."""
+        self._epochs_left[split.fold] = self._epochs - epoch  # a resumed fold does not begin at epoch 0
         self._epoch_parts[split.fold] = done / total
         text = f"epoch {epoch + 1} of {self._epochs}, step {done} of {total}"
         self._fold_tasks[split.fold].step(text, seconds_left=self._seconds_left(self._epochs))
@@ -101,6 +102,7 @@ class ProgressCallbacks:
     def on_fold_failed(self, split: FoldSplit, why: str) -> None:
         """Print the reason why a fold failed."""
         self._epochs_left[split.fold] = 0
+        self._epoch_parts.pop(split.fold, None)
         lines = f"fold {split.fold} failed: {why}".splitlines()
         self._progress.line(*lines, level=logging.ERROR, event="fold-failed", fold=split.fold)
 

@@ -15,7 +15,9 @@ def audit_calibration(run: RunFolder, manifest: Manifest) -> AuditResult:
     Raises:
         UsageError: the bundle is of another run, or has no INT8 graphs.
     """
-    if manifest.run.name != run.state["name"] or manifest.run.cohort.fingerprint != run.state["cohort"]["fingerprint"]:
+    of_bundle = (manifest.run.name, manifest.run.started_at, manifest.run.cohort.fingerprint)
+    of_run = (run.state["name"], run.state["started_at"], run.state["cohort"]["fingerprint"])
+    if of_bundle != of_run or {fold.fold for fold in manifest.folds} != {split.fold for split in run.folds}:
         raise UsageError("the bundle is not an export of this run", fix="name the bundle of the run with --bundle")
     if manifest.int8 is None:
         raise UsageError("the bundle has no INT8 graphs, whose calibration could be checked", fix="omit --bundle")
