@@ -67,8 +67,8 @@ def untrained_cases(manifest: Manifest, run: RunFolder) -> dict[str, list[str]]:
         run: the run, whose splits name the cases.
 
     Returns:
-        Quantised graph -> case ids; `unknown` stands for a case that is none of the run's. Graphs without such cases
-        are left out.
+        Quantised graph -> case ids; `unknown` stands for a case that is none of the run's, and for a graph that records
+        no case. Graphs without such cases are left out.
     """
     fingerprint = run.state["cohort"]["fingerprint"]
     splits = {split.fold: split for split in run.folds}
@@ -77,8 +77,9 @@ def untrained_cases(manifest: Manifest, run: RunFolder) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for graph, record in ({} if manifest.int8 is None else manifest.int8.graphs).items():
         folds = [splits[fold.fold] for fold in manifest.folds if fold.ct == graph]
-        trained = set.intersection(*(set(s.train) - set(s.validation) - set(s.test) for s in folds))
-        cases = [names.get(case.case, "unknown") for case in record.calibration]
+        parts = [set(s.train) - set(s.validation) - set(s.test) for s in folds]
+        trained = set.intersection(*parts) if parts else set()  # a graph that no fold uses: nothing was trained
+        cases = [names.get(case.case, "unknown") for case in record.calibration] or ["unknown"]
         if wrong := sorted(case for case in cases if case not in trained):
             found[graph] = wrong
     return found

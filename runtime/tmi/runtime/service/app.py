@@ -192,6 +192,7 @@ class _Handlers:
         async def predict(body: bytes, deadline: float) -> Response:
             inference = await asyncio.to_thread(parse_request, body, json_bytes=json_bytes, base64_names=IMAGES)
             del body
+            self._service.require_outputs(inference)
             case = await asyncio.to_thread(case_of_tensors, inference)
             result = await self._service.predict(case, deadline=deadline, gone=_gone(request))
             if not isinstance(result, Prediction):
@@ -221,9 +222,8 @@ class _Handlers:
         deadline = monotonic() + self._service.settings.timeout_s
         self._service.admit()
         try:
-            body = await self._body(request, deadline)
-            request.scope["outcome"]["bytes"] = len(body)
-            response: Response = await predict(body, deadline)
+            # No name here holds the body: the prediction frees it as soon as the case is made of it.
+            response: Response = await predict(await self._body(request, deadline), deadline)
             return response
         finally:
             self._service.leave()
@@ -252,6 +252,7 @@ class _Handlers:
             if len(body) > settings.max_request_bytes:
                 raise _too_large(settings.max_request_bytes)
             if not message.get("more_body", False):
+                request.scope["outcome"]["bytes"] = len(body)
                 return bytes(body)
 
 

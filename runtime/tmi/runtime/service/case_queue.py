@@ -1,8 +1,8 @@
 """Queue of cases and its one worker thread, which predicts what waits in batches.
 
 The worker takes the cases that wait, at most `max_batch`, after waiting at most `max_delay_s` for more. It drops those
-whose future was cancelled and those whose deadline has passed. If the prediction of a batch raises, each of its cases
-without a result is predicted alone, so that one case cannot fail its neighbours.
+whose deadline has passed; a cancelled case leaves the queue at once. If the prediction of a batch raises, each of its
+cases without a result is predicted alone, so that one case cannot fail its neighbours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CaseQueue:
         predict: yields the result of each case, in order; called in the worker thread only.
         max_batch: largest number of cases of one call.
         max_delay_s: seconds that the first case of a batch waits for more.
-        on_batch: called with the number of cases of each call.
+        on_batch: called with the number of cases of each batch.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class CaseQueue:
             RuntimeError: the queue is closed.
         """
         job = CaseJob(case=case, deadline=deadline)
+        job.future.add_done_callback(self._drop_cancelled)
         with self._changed:
             if self._closing:
                 raise RuntimeError("the queue is closed")
@@ -98,6 +99,12 @@ class CaseQueue:
             self._changed.notify()
         self._worker.join()
 
+    def _drop_cancelled(self, future: Future[CaseResult]) -> None:
+        """Free the case of a cancelled future: its place is given to another case at once."""
+        if future.cancelled():
+            with self._changed:
+                self._jobs = deque(job for job in self._jobs if job.future is not future)
+
     def _run(self) -> None:
         while self._turn():  # a call of its own for each batch, so that no name keeps the cases of the last one alive
             pass
@@ -109,6 +116,7 @@ class CaseQueue:
             return False
         running = [job for job in group if _begin(job)]
         if running:
+            self._on_batch(len(running))
             self._predict(running)
         return True
 
@@ -129,16 +137,17 @@ class CaseQueue:
             return list(group.values())
 
     def _predict(self, jobs: Sequence[CaseJob]) -> None:
-        self._on_batch(len(jobs))
         waiting = deque(jobs)
+        failure: Exception = RuntimeError("the prediction ended before the result of this case")
         try:
             for result in self._predict_cases([job.case for job in jobs]):
                 waiting.popleft().future.set_result(result)
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the worker must serve the next case
-            if len(jobs) == 1:
-                waiting.popleft().future.set_exception(error)
-            for job in waiting:
-                self._predict([job])
+            failure = error
+        if len(jobs) == 1 and waiting:
+            waiting.popleft().future.set_exception(failure)
+        for job in waiting:
+            self._predict([job])
 
 
 def _begin(job: CaseJob) -> bool:

@@ -115,15 +115,34 @@ class Listener(uvicorn.Server):
         idle_s = service.settings.idle_s
 
         class Protocol(H11Protocol):
-            """Closes a connection on which no request begins."""
+            """Closes a connection whose next request does not begin, or whose header is not complete, in time."""
+
+            _timer: asyncio.TimerHandle | None = None
 
             def connection_made(self, transport: Any) -> None:
                 super().connection_made(transport)
-                self.loop.call_later(idle_s, self._close_unused)
+                self._watch()
+
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                self._watch()
+
+            def _watch(self) -> None:
+                """Start the timer with the first bytes of a header, and stop it with the last."""
+                if not self._between_requests():
+                    if self._timer is not None:
+                        self._timer.cancel()
+                        self._timer = None
+                elif self._timer is None:
+                    self._timer = self.loop.call_later(idle_s, self._close_unused)
 
             def _close_unused(self) -> None:
-                if self.cycle is None and not self.transport.is_closing():
+                self._timer = None
+                if self._between_requests() and not self.transport.is_closing():
                     self.transport.close()
+
+            def _between_requests(self) -> bool:
+                return self.cycle is None or self.cycle.response_complete
 
         super().__init__(
             uvicorn.Config(

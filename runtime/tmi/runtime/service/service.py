@@ -18,7 +18,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.service.case_queue import CaseQueue, DeadlineError
 from tmi.runtime.service.metrics import ServiceMetrics
-from tmi.runtime.service.protocol import BYTES, FP64, Tensor
+from tmi.runtime.service.protocol import BYTES, FP64, InferRequest, Tensor, require_known
 from tmi.runtime.service.request_errors import RequestError
 from tmi.runtime.service.uploads import CASE_ID, FILE_OF
 from tmi.runtime.serving.results import CaseResult, Prediction, document
@@ -187,6 +187,15 @@ class PredictionService:
                 "folds": [fold.fold for fold in manifest.folds],
             },
         }
+
+    def require_outputs(self, request: InferRequest) -> None:
+        """Raise before a prediction if an unknown output is wanted.
+
+        Raises:
+            RequestError: `bad-request`.
+        """
+        known = {entry["name"]: entry for entry in output_metadata(self.bundle.manifest)}
+        require_known(request.outputs or {}, known, kind="output")
 
     def tensors(self, result: Prediction) -> list[Tensor]:
         """Outputs of a prediction, in the order of the metadata."""

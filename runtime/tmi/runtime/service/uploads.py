@@ -5,6 +5,7 @@ Nothing is decoded here: `CaseBytes` gives the files to the readers that a case 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +44,7 @@ IMAGES = ("ct", "liver")
 """Inputs that are no text: their elements in JSON are base64."""
 MAX_PARTS = 16
 """Largest number of parts of a form."""
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)  # its messages quote the request
 
 
 def case_of_tensors(request: InferRequest) -> CaseBytes:
@@ -123,6 +125,12 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, str, bytes]]:
         pending["name"].clear()
         pending["value"].clear()
 
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
     try:
         parser = MultipartParser(
             options[b"boundary"],
@@ -131,6 +139,7 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, str, bytes]]:
                 "on_header_field": lambda data, start, end: pending["name"].extend(data[start:end]),
                 "on_header_value": lambda data, start, end: pending["value"].extend(data[start:end]),
                 "on_header_end": header_end,
+                "on_end": end,
                 "on_part_data": lambda data, start, end: parts[-1][1].append(data[start:end]),
             },
         )
@@ -138,6 +147,8 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, str, bytes]]:
         parser.finalize()
     except FormParserError as error:
         raise bad_request("the form is malformed", fix="send multipart/form-data, as `curl -F` does") from error
+    if not ended:  # a file that was cut off must not be read as a whole one
+        raise bad_request("the form ends before its last boundary", fix="send the whole form")
     found = []
     for headers, chunks in parts:
         _, fields = parse_options_header(headers.get("content-disposition", b""))

@@ -235,6 +235,12 @@ def test_audit_command_finds_a_held_out_calibration_case(nano_run, int8_bundle):
     result = audit(run, replace(bundle.manifest, int8=replace(record, graphs=swapped)))
     assert result.status == "leak"
     assert "ct-0: P0" in result.detail
+    first = record.graphs["ct-0"]
+    for graphs in ({"ct-0": replace(first, calibration=())}, {"ct-7": first}):
+        edited = audit(run, replace(bundle.manifest, int8=replace(record, graphs=graphs)))
+        assert edited.status == "leak", "a graph without calibration cases, or of no fold, proves nothing"
+    with pytest.raises(UsageError, match="no INT8 graphs"):
+        audit(run, replace(bundle.manifest, int8=replace(record, graphs={})))
 
 
 def test_audit_rejects_the_bundle_of_another_run(nano_run, int8_bundle):

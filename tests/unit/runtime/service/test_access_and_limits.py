@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from factories.paths import ROOT
-from factories.service import INFER, binary_request, files_of, json_request, running_service
+from factories.service import INFER, binary_request, files_of, form, json_request, running_service
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.runtime.service.request_errors import REJECTED, STATUS_OF
 from tmi.runtime.service.server import LOOPBACK, bind, read_token
@@ -168,6 +170,70 @@ def test_silent_connections_are_closed(nano_predictor, inputs):
         assert [connection.recv(1) for connection in silent] == [b""] * 100
         for connection in silent:
             connection.close()
+
+
+def test_half_a_second_header_is_closed(nano_predictor):
+    """The limit holds for every request of a connection, however the bytes of its header arrive."""
+    with (
+        running_service(nano_predictor, idle_s=1.0) as client,
+        socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection,
+    ):
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = b""
+        while b'{"live":true}' not in received:
+            received += connection.recv(1000)
+        for piece in (b"GET", b" /v2", b"/he"):
+            connection.sendall(piece)
+            time.sleep(0.1)
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("cut", ["within-a-part", "after-a-part"])
+def test_form_that_was_cut_off_is_malformed(client, good_cases, cut):
+    """A form without its last boundary is 400: a file would be half, or a part would be missing."""
+    body, content_type = form(files_of(good_cases[0]))
+    boundary = content_type.rpartition("=")[2].encode()
+    end = body.rindex(b"\r\n--" + boundary)
+    kept = end - 9 if cut == "within-a-part" else end + 4 + len(boundary)
+    response = client("/cases", body[:kept], content_type=content_type)
+    assert (response.status, response.json["code"]) == (400, "bad-request")
+    assert "last boundary" in response.json["error"]
+
+
+def test_messages_of_the_form_parser_are_not_logged(client, caplog):
+    """The parser's warnings quote bytes of the request."""
+    response = client("/cases", b"--x\r\nGARBAGE", content_type="multipart/form-data; boundary=y")
+    assert response.status == 400
+    assert caplog.records == []
+
+
+def test_unknown_output_is_rejected_before_the_prediction(nano_predictor, inputs):
+    """A wrong name costs no prediction."""
+    gate = Gate(nano_predictor)
+    gate.may_run.set()
+    with running_service(nano_predictor, predict=gate) as client:
+        body, size = binary_request(inputs)
+        head, rest = json.loads(body[:size]), body[size:]
+        text = json.dumps({**head, "outputs": [{"name": "verdict"}]}).encode()
+        response = client(INFER, text + rest, **{BINARY_HEADER: str(len(text))})
+        assert (response.status, gate.reached) == (400, [])
+
+
+def test_body_is_freed_before_the_prediction(nano_predictor, inputs):
+    """While a case waits for its prediction, its files are in memory once."""
+    gate, size = Gate(nano_predictor), 40 * 2**20
+    with running_service(nano_predictor, predict=gate) as client:
+        body, kind = form({**inputs, "ct": bytes(size)})
+        gc.collect()
+        tracemalloc.start()
+        sender = threading.Thread(target=lambda: client("/cases", body, content_type=kind))
+        sender.start()
+        wait_until(lambda: gate.reached)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        gate.may_run.set()
+        sender.join(30)
+    assert size < held < 1.5 * size
 
 
 def test_other_paths_methods_and_encodings(client, inputs):

@@ -93,7 +93,14 @@ def test_cancelled_and_late_cases_are_dropped(recorder):
     recorder.started.wait(20)
     cancelled, late = (queue.submit(case(n), deadline=d) for n, d in (("cancelled", later()), ("late", 0.0)))
     last = queue.submit(case("last"), deadline=later())
+    given = weakref.ref(waiting := case("held"))
+    held = queue.submit(waiting, deadline=later())
+    del waiting
     assert cancelled.cancel()
+    assert held.cancel()
+    assert queue.waiting == 2, "a cancelled case leaves the queue at once, with its files"
+    gc.collect()
+    assert given() is None
     recorder.may_run.set()
     assert last.result(20) == "last"
     with pytest.raises(CancelledError):
@@ -101,6 +108,25 @@ def test_cancelled_and_late_cases_are_dropped(recorder):
     with pytest.raises(DeadlineError):
         late.result(20)
     assert recorder.batches == [["first"], ["last"]]
+    queue.close()
+
+
+def test_faults_after_and_before_the_last_result(recorder):
+    """A prediction that raises after its last result, or ends early, keeps the worker; retries are no batches."""
+    sizes: list[int] = []
+
+    def predict(cases):
+        if cases[0].case_id == "short":
+            return
+        yield from (case.case_id for case in cases)
+        raise RuntimeError("the end of the prefetcher")
+
+    queue = CaseQueue(predict, max_batch=2, max_delay_s=20, on_batch=sizes.append)
+    futures = [queue.submit(case(name), deadline=later()) for name in ("a", "b", "short", "c")]
+    assert [future.result(20) for future in (*futures[:2], futures[3])] == ["a", "b", "c"]
+    with pytest.raises(RuntimeError, match="ended before the result"):
+        futures[2].result(20)
+    assert (queue.is_alive, sizes) == (True, [2, 2])
     queue.close()
 
 

@@ -19,7 +19,7 @@ def audit_calibration(run: RunFolder, manifest: Manifest) -> AuditResult:
     of_run = (run.state["name"], run.state["started_at"], run.state["cohort"]["fingerprint"])
     if of_bundle != of_run or {fold.fold for fold in manifest.folds} != {split.fold for split in run.folds}:
         raise UsageError("the bundle is not an export of this run", fix="name the bundle of the run with --bundle")
-    if manifest.int8 is None:
+    if manifest.int8 is None or not manifest.int8.graphs:
         raise UsageError("the bundle has no INT8 graphs, whose calibration could be checked", fix="omit --bundle")
     found = untrained_cases(manifest, run)
     if found:
