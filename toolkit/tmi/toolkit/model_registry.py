@@ -206,6 +206,22 @@ _ROWS = (
         trainer="sklearn",
         builder="tmi.training.systems.clinical_pipeline:random_forest",
     ),
+    ModelSpec(
+        name="late-fusion",
+        description="mean of the probabilities of `logreg` and `rf`",
+        source="a baseline for the fusion",
+        modalities=("clinical", "radiomics"),
+        trainer="sklearn",
+        builder="tmi.training.systems.joint_pipeline:late_fusion",
+    ),
+    ModelSpec(
+        name="boosting",
+        description="clinical values as numbers and radiomics: histogram gradient boosting",
+        source="a baseline for the fusion",
+        modalities=("clinical", "radiomics"),
+        trainer="sklearn",
+        builder="tmi.training.systems.joint_pipeline:boosting",
+    ),
 )
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({row.name: row for row in _ROWS})
 """Name -> row of this package, in the order of Table 1, with TMI-CLNet first and the project's own baselines last."""

@@ -12,15 +12,16 @@ import pytest
 from factories.cases import write_case
 from factories.nano import nano
 from factories.tmi_command import tmi
-from tmi.toolkit.cases.case import open_cohort
+from tmi.toolkit.cases.case import Cohort, open_cohort
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.schema import load_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.errors import InputRejectedError, UsageError
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs, numbers
 from tmi.training.cli.compare import _command_line
-from tmi.training.comparison.paper_tables import CLINICAL, REFERENCE_MODEL
+from tmi.training.comparison.paper_tables import BASELINES, CLINICAL, REFERENCE_MODEL
 from tmi.training.comparison.plan import make_plan, select_tables
+from tmi.training.comparison.report_content import BASELINES_NOTE, build_report
 from tmi.training.data.dataset import prepare_cohort
 
 SCHEMA = load_schema(None)
@@ -116,6 +117,18 @@ def test_clinical_table_is_selected_by_name():
     assert CLINICAL not in select_tables("all")
     with pytest.raises(UsageError, match="unknown table '5'"):
         select_tables("5")
+
+
+def test_baselines_table_is_selected_by_name():
+    """`baselines` selects the simple models and TMI-CLNet with all modalities; the report states what they see."""
+    assert select_tables("baselines") == (BASELINES,)
+    assert BASELINES not in select_tables("all")
+    plan = make_plan(nano(), (BASELINES,))
+    assert [run.config.system.name for run in plan.runs] == [row.key for row in BASELINES.rows]
+    assert plan.runs[0].config == nano()
+    content = build_report(plan, {}, {}, {}, Cohort(folder=Path("none"), cases=()), (), command="")
+    assert content.title == BASELINES.title
+    assert content.notes == (BASELINES_NOTE,)
 
 
 def test_clinical_table_uses_records_alone():

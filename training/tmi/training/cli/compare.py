@@ -64,8 +64,8 @@ def compare(
         str,
         typer.Option(
             "--table",
-            help="Table of the paper: 1, 2, 3, 4 or all; or clinical.",
-            autocompletion=completes("all", "clinical", of="tmi.training.comparison.paper_tables:TABLES"),
+            help="Table of the paper: 1, 2, 3, 4 or all; or clinical, or baselines.",
+            autocompletion=completes("all", "clinical", "baselines", of="tmi.training.comparison.paper_tables:TABLES"),
         ),
     ] = "all",
     model: Annotated[

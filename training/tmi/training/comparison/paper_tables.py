@@ -1,4 +1,4 @@
-"""The four tables of the paper: their rows, the settings of each row, and the metrics printed in the paper.
+"""The four tables of the paper, with the metrics printed there, and two tables of our own: rows and their settings.
 
 Source: L. Wu et al., TMI-CLNet, tables 1 to 4. The paper prints ACC, precision and recall in percent; here all metrics
 are fractions.
@@ -35,7 +35,7 @@ class Table:
     """A table of rows."""
 
     number: int | str
-    """Number in the paper; `clinical` for the table that the paper does not have."""
+    """Number in the paper; `clinical` or `baselines` for a table that the paper does not have."""
     title: str
     """Short caption."""
     rows: tuple[Row, ...]
@@ -157,3 +157,30 @@ CLINICAL = Table(
 """Table for cohorts of clinical records: the text encoder against baselines that use the same values as numbers."""
 CLINICAL_OVERRIDES = ('network.modalities=["clinical"]', "clinical.rendering=values")
 """Base settings of every row of `CLINICAL`: TMI-CLNet with its text encoder alone."""
+
+BASELINES = Table(
+    number="baselines",
+    title="TMI-CLNet against simple models of the same cases",
+    rows=(
+        Row(key=REFERENCE_MODEL, label="TMI-CLNet", paper=None),
+        Row(
+            key="late-fusion",
+            label="late fusion: logistic regression and forest",
+            settings=("system.name=late-fusion",),
+            paper=None,
+        ),
+        Row(
+            key="boosting",
+            label="gradient boosting, clinical + radiomics",
+            settings=("system.name=boosting",),
+            paper=None,
+        ),
+        Row(key="logreg", label="logistic regression, clinical", settings=("system.name=logreg",), paper=None),
+        Row(key="clinical-rf", label="random forest, clinical", settings=("system.name=clinical-rf",), paper=None),
+        Row(key="rf", label="random forest, radiomics", settings=("system.name=rf",), paper=None),
+        Row(key="svm", label="support vector machine, radiomics", settings=("system.name=svm",), paper=None),
+    ),
+)
+"""Table of the simple models that a reviewer would ask for; the paper has no such table."""
+OWN_TABLES: Mapping[str, Table] = MappingProxyType({str(t.number): t for t in (CLINICAL, BASELINES)})
+"""Tables that the paper does not have, by name."""

@@ -10,7 +10,7 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.models.registry import configured_model, encoder_names
-from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, TABLES, Row, Table
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, OWN_TABLES, TABLES, Row, Table
 
 RUNS = "runs"
 """Folder of the runs inside the folder of a comparison."""
@@ -45,17 +45,18 @@ class Plan:
 
 
 def select_tables(name: str) -> tuple[Table, ...]:
-    """Return the tables of `1`, `2`, `3`, `4`, `all` (of the paper) or `clinical`.
+    """Return the tables of `1`, `2`, `3`, `4`, `all` (of the paper), `clinical` or `baselines`.
 
     Raises:
         UsageError: unknown table.
     """
     if name == "all":
         return tuple(TABLES.values())
-    if name == CLINICAL.number:
-        return (CLINICAL,)
+    if name in OWN_TABLES:
+        return (OWN_TABLES[name],)
     if name not in map(str, TABLES):
-        raise UsageError(f"unknown table {name!r}", fix=f"choose {', '.join(map(str, TABLES))}, all or clinical")
+        known = ", ".join((*map(str, TABLES), "all", *OWN_TABLES))
+        raise UsageError(f"unknown table {name!r}", fix=f"choose one of {known}")
     return (TABLES[int(name)],)
 
 

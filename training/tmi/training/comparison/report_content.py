@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.model_registry import REFERENCE_MODEL
@@ -15,7 +16,7 @@ from tmi.training.comparison.formatting import (
     format_metric,
     table_entries,
 )
-from tmi.training.comparison.paper_tables import CLINICAL, Table
+from tmi.training.comparison.paper_tables import BASELINES, CLINICAL, Table
 from tmi.training.comparison.plan import Plan
 from tmi.training.comparison.results import PairedTest, PerformanceCeiling, Result
 from tmi.training.comparison.verdict import verdict
@@ -30,6 +31,13 @@ CLINICAL_NOTE = (
     "TMI-CLNet is used here with its text encoder, projection and head alone, without images and radiomics. The paper "
     "has no such table."
 )
+BASELINES_NOTE = (
+    "The paper has no such table. Its models see the clinical values as numbers and the radiomics, and never the CT."
+)
+OWN_NOTES: Mapping[int | str, str] = MappingProxyType(
+    {CLINICAL.number: CLINICAL_NOTE, BASELINES.number: BASELINES_NOTE}
+)
+"""Table that the paper does not have -> the note of its report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +106,7 @@ def build_report(
     return ReportContent(
         title=_title(plan),
         verdict=verdict([e for _, entries in tables for e in entries], synthetic=is_synthetic(cohort.folder)),
-        notes=(*labels, CLINICAL_NOTE if _is_clinical_table(plan) else PAPER_NOTE),
+        notes=(*labels, OWN_NOTES.get(plan.tables[0].number, PAPER_NOTE)),
         labels=labels,
         command=command,
         facts=(
@@ -130,14 +138,9 @@ def build_report(
     )
 
 
-def _is_clinical_table(plan: Plan) -> bool:
-    """Whether the plan holds rows of the clinical table."""
-    return any(table.number == CLINICAL.number for table in plan.tables)
-
-
 def _title(plan: Plan) -> str:
-    if _is_clinical_table(plan):
-        return CLINICAL.title
+    if plan.tables[0].number in OWN_NOTES:
+        return plan.tables[0].title
     return f"Comparison with TMI-CLNet: table{'s' if len(plan.tables) > 1 else ''} " + ", ".join(
         str(t.number) for t in plan.tables
     )

@@ -102,7 +102,8 @@ def predict_estimator(config: Config, stored: Arrays, arrays: CohortArrays, case
 
 
 def estimator_features(config: Config, arrays: CohortArrays, case_ids: tuple[str, ...]) -> np.ndarray:
-    """Inputs [N, F] of a scikit-learn model: clinical numbers or radiomics, NaN where missing."""
-    clinical = configured_model(config).modalities == ("clinical",)
-    values: np.ndarray = (arrays.numbers_NV if clinical else arrays.radiomics_NF)[arrays.rows(case_ids)]
+    """Inputs [N, F] of a scikit-learn model: clinical numbers, radiomics or both in this order, NaN where missing."""
+    inputs = {"clinical": arrays.numbers_NV, "radiomics": arrays.radiomics_NF}
+    rows = arrays.rows(case_ids)
+    values = np.concatenate([inputs[m][rows] for m in configured_model(config).modalities], axis=1)
     return np.where(np.isfinite(values), values, np.nan)

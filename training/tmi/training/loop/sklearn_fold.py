@@ -68,6 +68,6 @@ def fit_sklearn_fold(
             "picked_epoch": 0,
             "validation_loss": losses[1],
             "epochs": 1,
-            "selected_features": len(stored["selected"]),
+            "selected_features": estimator_arrays.selected_features(stored),
         },
     )

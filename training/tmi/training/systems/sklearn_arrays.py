@@ -7,6 +7,9 @@ T trees. The prediction matches scikit-learn's to 1e-12.
     svm:  d = sum_v dual_v exp(-gamma |x - v|^2) + intercept;   P(bad) = 1 / (1 + exp(a d + b))
     logreg: P(bad) = 1 / (1 + exp(-(x . weight + intercept)))
     rf:   each tree goes left if float32(x_f) <= threshold;  P(bad) = mean over the trees of the leaf's share of bad
+    boosting:     goes left if v_f <= threshold, or where the node says so if v_f is missing;
+                  P(bad) = 1 / (1 + exp(-(baseline + sum over the trees of the leaf's value)))
+    late-fusion:  mean of a `clinical.` and a `radiomics.` pipeline, on the columns before the last 1,781 and on those
 """
 
 from __future__ import annotations
@@ -16,22 +19,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tmi.toolkit.config.schema import POSITIVE
+from tmi.toolkit.config.schema import N_RADIOMICS, POSITIVE
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.storage.atomic_files import follow_umask
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES, require_bounded
 
 Arrays = dict[str, np.ndarray]
+CLINICAL_PART, RADIOMICS_PART = "clinical.", "radiomics."
+"""Prefixes of the arrays of a late fusion's two pipelines."""
 
 
 def as_arrays(model: Any) -> Arrays:
-    """Arrays of a fitted pipeline of `radiomics_pipeline` or `clinical_pipeline`."""
+    """Arrays of a fitted model of `radiomics_pipeline`, `clinical_pipeline` or `joint_pipeline`."""
     from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
+    from tmi.training.systems.joint_pipeline import LateFusion
+
+    if isinstance(model, LateFusion):
+        parts = {CLINICAL_PART: as_arrays(model.clinical_), RADIOMICS_PART: as_arrays(model.radiomics_)}
+        return {f"{part}{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+    if isinstance(model, HistGradientBoostingClassifier):
+        return _boosting(model)
     model = getattr(model, "best_estimator_", model)  # set by GridSearchCV
     calibrated = isinstance(model, CalibratedClassifierCV)
     pipeline = model.calibrated_classifiers_[0].estimator if calibrated else model
@@ -82,8 +95,46 @@ def _forest(estimator: Any) -> Arrays:
     }
 
 
+def _boosting(model: Any) -> Arrays:
+    # scikit-learn has no public access to these trees; the equality test fails if a version stores them otherwise
+    trees = [stage[0].nodes for stage in model._predictors]
+    starts = np.cumsum([0, *(len(t) for t in trees)])
+    nodes = np.concatenate(trees)
+    offset = np.repeat(starts[:-1], [len(t) for t in trees])
+    return {
+        "boosting.baseline": np.asarray(model._baseline_prediction, dtype=np.float64).reshape(1),
+        "boosting.value": nodes["value"].astype(np.float64),
+        "boosting.missing_left": nodes["missing_go_to_left"].astype(np.int64),
+        "tree.start": starts[:-1].astype(np.int64),
+        "tree.feature": nodes["feature_idx"].astype(np.int64),
+        "tree.threshold": nodes["num_threshold"].astype(np.float64),
+        "tree.left": (nodes["left"] + offset).astype(np.int64),
+        "tree.right": (nodes["right"] + offset).astype(np.int64),
+        "tree.leaf": nodes["is_leaf"].astype(np.int64),
+    }
+
+
+def selected_features(arrays: Mapping[str, np.ndarray]) -> int:
+    """Number of features that the stored model reads."""
+    if "boosting.value" in arrays:
+        return len(np.unique(arrays["tree.feature"][arrays["tree.leaf"] == 0]))
+    return sum(len(array) for name, array in arrays.items() if name.rpartition(".")[2] == "selected")
+
+
 def probability(arrays: Mapping[str, np.ndarray], features_NF: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " N"]:
     """Probability of the positive class, float64, from unscaled features with NaN where missing."""
+    if f"{RADIOMICS_PART}selected" in arrays:
+        parts = (
+            probability(_part(arrays, CLINICAL_PART), features_NF[:, :-N_RADIOMICS]),
+            probability(_part(arrays, RADIOMICS_PART), features_NF[:, -N_RADIOMICS:]),
+        )
+        mean: np.ndarray = (parts[0] + parts[1]) / 2.0
+        return mean
+    if "boosting.value" in arrays:
+        leaf_NT = _leaves(arrays, features_NF, arrays["boosting.missing_left"])
+        raw_N = arrays["boosting.baseline"] + arrays["boosting.value"][leaf_NT].sum(axis=1)
+        boosted: np.ndarray = 1.0 / (1.0 + np.exp(-raw_N))
+        return boosted
     filled = np.where(np.isnan(features_NF), arrays["median"], features_NF)
     x_NS = np.clip(filled * arrays["scale"] + arrays["shift"], -1.0, 1.0)[:, arrays["selected"]]
     if "logistic.weight" in arrays:
@@ -101,18 +152,30 @@ def _svm(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> Fl
     return scores
 
 
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 def _trees(arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"]) -> Float[np.ndarray, " N"]:
-    x = x_NS.astype(np.float32)  # scikit-learn's trees compare float32 features with float64 thresholds
-    rows = np.arange(len(x))[:, None]
-    node_NT = np.repeat(arrays["tree.start"][None, :], len(x), axis=0)
+    # scikit-learn's trees compare float32 features with float64 thresholds
+    leaf_NT = _leaves(arrays, x_NS.astype(np.float32), np.zeros(len(arrays["tree.leaf"]), dtype=np.int64))
+    share: np.ndarray = arrays["tree.share"][leaf_NT].mean(axis=1)
+    return share
+
+
+def _leaves(
+    arrays: Mapping[str, np.ndarray], x_NS: Float[np.ndarray, "N S"], missing_left: Int[np.ndarray, " M"]
+) -> Int[np.ndarray, "N T"]:
+    """Leaf of each case in each tree; a missing value goes to the side that the node names (M nodes)."""
+    rows = np.arange(len(x_NS))[:, None]
+    node_NT = np.repeat(arrays["tree.start"][None, :], len(x_NS), axis=0)
     # all cases descend all trees together, one level a turn; leaves stay where they are
     while not (leaf := arrays["tree.leaf"][node_NT].astype(bool)).all():
-        feature = np.where(leaf, 0, arrays["tree.feature"][node_NT])
-        left = x[rows, feature] <= arrays["tree.threshold"][node_NT]
+        value = x_NS[rows, np.where(leaf, 0, arrays["tree.feature"][node_NT])]
+        left = (value <= arrays["tree.threshold"][node_NT]) | (np.isnan(value) & (missing_left[node_NT] == 1))
         child_NT = np.where(left, arrays["tree.left"][node_NT], arrays["tree.right"][node_NT])
         node_NT = np.where(leaf, node_NT, child_NT)
-    share: np.ndarray = arrays["tree.share"][node_NT].mean(axis=1)
-    return share
+    return node_NT
 
 
 def save(arrays: Mapping[str, np.ndarray], path: Path) -> None:
