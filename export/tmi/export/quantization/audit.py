@@ -57,7 +57,8 @@ def audit_quantised(
         stated: activation -> largest magnitude by which it was quantised.
         threads: threads of ONNX Runtime.
     """
-    model, folded = onnx.load(path), folded_graph(float32)
+    nonnegative = all(bool(value.min() >= 0) for case in inputs for value in case.values())
+    model, folded = onnx.load(path), folded_graph(float32, nonnegative=nonnegative)
     magnitudes = largest_magnitudes(folded, inputs, threads=threads)
     mismatches = [
         *(
@@ -86,7 +87,7 @@ def _layer_mismatches(model: ModelProto, folded: ModelProto) -> Iterator[str]:
 
 
 def _tensor_mismatches(model: ModelProto, folded: ModelProto, magnitudes: Mapping[str, float]) -> Iterator[str]:
-    tensors, originals, positive = constants(model.graph), constants(folded.graph), unsigned(folded.graph)
+    tensors, originals, positive = constants(model.graph), constants(folded.graph), unsigned(folded)
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue

@@ -1,6 +1,7 @@
-"""Batch norms of a float32 ONNX graph folded into the convolutions before them, in float64.
+"""The float32 form of a graph that is quantised: batch norms inside the convolutions, the input read in blocks.
 
-A quantised convolution needs its batch norm inside: rounded weights are those of the product of both.
+A quantised convolution needs its batch norm inside: rounded weights are those of the product of both. Norms are folded
+in float64. `tmi.export.quantization.stem` describes the blocks.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
+from tmi.export.quantization.stem import read_blocks
 
-def folded_graph(path: Path) -> ModelProto:
-    """Read a float32 graph, fold its batch norms, and name every node.
+NONNEGATIVE = "tmi.nonnegative_input"
+"""Entry of a model's metadata: no value of its input is negative, because volumes are scaled to such a range."""
+
+
+def folded_graph(path: Path, *, nonnegative: bool = False) -> ModelProto:
+    """Read a float32 graph, fold its batch norms, read its input in blocks, and name every node.
 
     A batch norm is folded if it is the only consumer of a convolution with constant weights; others stay.
+
+    Args:
+        path: the file.
+        nonnegative: whether no prepared volume has a negative value.
     """
     model = onnx.load(path)
+    if nonnegative:
+        model.metadata_props.add(key=NONNEGATIVE, value="1")
     graph = model.graph
     for index, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
@@ -33,6 +45,7 @@ def folded_graph(path: Path) -> ModelProto:
         norm = readers[output][0] if output not in outputs and len(readers.get(output, [])) == 1 else None
         if norm is not None and norm.op_type == "BatchNormalization" and _is_constant(conv, norm, tensors):
             _fold(graph, conv, norm, tensors)
+    read_blocks(graph)
     _drop_unread(graph)
     return model
 

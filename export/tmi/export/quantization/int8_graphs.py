@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import ModelProto
 
 from tmi.export.checks.acceptance import split_failed_optional, validate_engine
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
@@ -89,7 +90,8 @@ def _write_graphs(
             file = f"graphs/{spec.name}{EXPORTERS[ARTEFACT].suffix}"
             progress(f"quantising {spec.name} on {len(cases)} training cases")
             inputs = [ct_inputs(c.case.inputs) for c in cases]
-            plan, magnitudes = _search(folder / float32, spec, validation_set, inputs, budget)
+            model = folded_graph(folder / float32, nonnegative=manifest.config.ct.scale_to[0] >= 0)
+            plan, magnitudes = _search(model, spec, validation_set, inputs, budget)
             onnx.save(plan.model, folder / file)
             progress(f"auditing {file}")
             records.append(
@@ -116,9 +118,9 @@ def ct_inputs(inputs: GoldenInputs) -> Inputs:
 
 
 def _search(
-    path: Path, spec: GraphSpec, validation_set: ValidationSet, calibration: Sequence[Inputs], budget: float
+    model: ModelProto, spec: GraphSpec, validation_set: ValidationSet, calibration: Sequence[Inputs], budget: float
 ) -> tuple[Int8Plan, dict[str, float]]:
-    model, threads = folded_graph(path), available_cores()
+    threads = available_cores()
     magnitudes = largest_magnitudes(model, calibration, threads=threads)
     golden = validation_set.golden
     probes = [
@@ -137,7 +139,7 @@ def _search(
                 expected_BC=np.concatenate([case.reference.features[spec.name] for case in others]),
             )
         )
-    return search_layers(model, magnitudes, probes, calibration[0], budget, threads=threads), magnitudes
+    return search_layers(model, magnitudes, probes, budget, threads=threads), magnitudes
 
 
 def _some_layer(quantised: dict[str, Int8Graph], in_float: dict[str, str]) -> CheckResult:

@@ -35,7 +35,7 @@ def largest_magnitudes(model: ModelProto, inputs: Iterable[Inputs], *, threads: 
         inputs: inputs of the graph, one case each.
         threads: threads of ONNX Runtime.
     """
-    names = list(dict.fromkeys(quantisable(model.graph).values()))
+    names = list(dict.fromkeys(name for values in quantisable(model).values() for name in values))
     extremes = [(f"{name}.{kind}", kind, name) for name in names for kind in ("ReduceMin", "ReduceMax")]
     watched = _with_outputs(
         model, {out: helper.make_node(kind, [name], [out], keepdims=0) for out, kind, name in extremes}
@@ -56,7 +56,7 @@ def layer_errors(model: ModelProto, magnitudes: Mapping[str, float], case: Input
     Returns:
         Layer -> largest difference divided by the largest magnitude of its float32 output.
     """
-    layers = list(quantisable(model.graph))
+    layers = list(quantisable(model))
     groups = [layers[start : start + LAYERS_AT_ONCE] for start in range(0, len(layers), LAYERS_AT_ONCE)]
     errors: dict[str, float] = {}
     for group in groups:

@@ -1,7 +1,7 @@
 """Quantisation of a graph's layers: pairs of QuantizeLinear and DequantizeLinear at their inputs and weights.
 
-Symmetric (zero point 0): weights are int8 with one scale for each output channel, activations behind a ReLU are uint8,
-others int8, and biases stay in float32.
+Symmetric (zero point 0): weights are int8 with one scale for each output channel, activations behind a ReLU and volumes
+that are never negative are uint8, others int8, and biases stay in float32.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from tmi.export.quantization.folding import constants
+from tmi.export.quantization.folding import NONNEGATIVE, constants
 
-QUANTISED_OPS = ("Conv",)
-"""Operators that are quantised."""
+MOVING_OPS = ("MaxPool", "Reshape", "Transpose")
+"""Operators that compute no new values of their first input."""
 STEPS = 127
 """Number of steps on either side of zero."""
 UNSIGNED_STEPS = 255
@@ -24,21 +24,35 @@ WEIGHT, SCALE, ZERO, DEQUANTISED = ".int8", ".scale", ".zero_point", ".dequantiz
 """Endings of the names that quantisation adds."""
 
 
-def quantisable(graph: GraphProto) -> dict[str, str]:
-    """Layer that can be quantised -> the activation that it reads, in the graph's order."""
-    weights = {t.name for t in graph.initializer}
-    return {
-        node.name: node.input[0]
-        for node in graph.node
-        if node.op_type in QUANTISED_OPS and node.input[1] in weights and node.input[0] not in weights
-    }
+def quantisable(model: ModelProto) -> dict[str, tuple[str, ...]]:
+    """Layer that can be quantised -> the activations that it reads, in the graph's order.
 
-
-def unsigned(graph: GraphProto) -> frozenset[str]:
-    """Values without negative elements, whatever the input: outputs of ReLUs, and pooled ones."""
-    found: set[str] = set()
+    Beside convolutions these are what would otherwise convert values between them to float32 and back: additions of
+    residual blocks and max pooling. The global average is none of them: it takes no time, and a value beyond the
+    calibrated range would change the features at once.
+    """
+    graph, positive = model.graph, unsigned(model)
+    constant = {t.name for t in graph.initializer}
+    found: dict[str, tuple[str, ...]] = {}
+    convolved: set[str] = set()
     for node in graph.node:
-        if node.op_type == "Relu" or (node.op_type == "MaxPool" and node.input[0] in found):
+        values = tuple(name for name in node.input if name not in constant)
+        if node.op_type == "Conv" and node.input[1] in constant and node.input[0] not in constant:
+            found[node.name] = (node.input[0],)
+            convolved.update(node.output)
+        elif node.op_type == "Add" and len(values) == 2 and convolved.intersection(values):
+            found[node.name] = tuple(dict.fromkeys(values))
+        elif node.op_type == "MaxPool" and node.input[0] in positive:
+            found[node.name] = values
+    return found
+
+
+def unsigned(model: ModelProto) -> frozenset[str]:
+    """Values without negative elements: outputs of ReLUs whatever the input, the input if the model states it."""
+    stated = any(p.key == NONNEGATIVE for p in model.metadata_props)
+    found = {i.name for i in model.graph.input} if stated else set[str]()
+    for node in model.graph.node:
+        if node.op_type == "Relu" or (node.op_type in MOVING_OPS and node.input[0] in found):
             found.update(node.output)
     return frozenset(found)
 
@@ -55,16 +69,19 @@ def quantised(model: ModelProto, magnitudes: Mapping[str, float], layers: Collec
     copy.CopyFrom(model)
     graph = copy.graph
     tensors = constants(graph)
-    nodes, added, positive = list(graph.node), dict[str, str](), unsigned(graph)
+    nodes, added = list(graph.node), dict[str, str]()
+    activations, positive = quantisable(model), unsigned(model)
     del graph.node[:]
     for node in nodes:
         if node.name in layers:
-            value, weight = node.input[0], node.input[1]
-            if value not in added:
-                added[value] = _quantise_activation(graph, value, magnitudes[value], signed=value not in positive)
-            if weight not in added:
-                added[weight] = _quantise_weight(graph, weight, tensors[weight])
-            node.input[0], node.input[1] = added[value], added[weight]
+            for value in activations[node.name]:
+                if value not in added:
+                    added[value] = _quantise_activation(graph, value, magnitudes[value], signed=value not in positive)
+            if node.op_type == "Conv" and node.input[1] not in added:
+                added[node.input[1]] = _quantise_weight(graph, node.input[1], tensors[node.input[1]])
+            inputs = [added.get(name, name) for name in node.input]
+            del node.input[:]
+            node.input.extend(inputs)
         graph.node.append(node)
     read = {name for node in graph.node for name in node.input}
     for tensor in [t for t in graph.initializer if t.name not in read]:
