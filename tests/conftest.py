@@ -126,3 +126,11 @@ def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_run: Path) -> Pat
         export_run(nano_run, folder, artefacts=("onnx", "torchscript"))
     torch.set_num_threads(before)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trusted_bundle(tmp_path_factory: pytest.TempPathFactory, nano_bundle: Path, synthetic_cohort: Path) -> Path:
+    """`nano_bundle` with trust statistics of `synthetic_cohort`, whose cases are like its training cases; read-only."""
+    from factories.trust import bundle_with_trust
+
+    return bundle_with_trust(nano_bundle, tmp_path_factory.mktemp("trusted") / "bundle", [synthetic_cohort])

@@ -159,5 +159,8 @@ def all_faults() -> tuple[Fault, ...]:
     from factories.int8_faults import INT8_FAULTS
     from factories.privacy_faults import PRIVACY_FAULTS
     from factories.runtime_faults import RUNTIME_FAULTS
+    from factories.trust_faults import TRUST_FAULTS
 
-    return (*EXPORT_FAULTS, *FILE_FAULTS, *FORGERY_FAULTS, *INT8_FAULTS, *PRIVACY_FAULTS, *RUNTIME_FAULTS)
+    return (
+        *EXPORT_FAULTS, *FILE_FAULTS, *FORGERY_FAULTS, *INT8_FAULTS, *PRIVACY_FAULTS, *RUNTIME_FAULTS, *TRUST_FAULTS,
+    )  # fmt: skip

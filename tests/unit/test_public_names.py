@@ -50,7 +50,8 @@ PUBLIC_NAMES = {
         GraphPrecision GraphSource GraphSpec Hardware Keys MANIFEST_FILE MODEL_CARD_FILE Manifest
         ParityError PlanFeatures PlanOptions PlanPrecision PlanRecord PrecisionRecord
         REAL_CASES_FILE Role RunRecord SBOM_FILE SIGNATURE_FILE SIGNED TensorPosition TensorRtRecord
-        TensorSpec UNCHECKED UNSIGNED bundled_scaler bundled_schema bundled_tokenizer fingerprint
+        TensorSpec TrustRecord UNCHECKED UNSIGNED bundled_scaler bundled_schema bundled_tokenizer bundled_trust
+        fingerprint
         graph_spec inspect_bundle known_entries manifest_from_json manifest_to_json open_bundle
         open_trusted_bundle part_digests require_exported_graph require_passed require_signature
         required_keys sign_bundle with_current_names write_manifest
@@ -92,8 +93,9 @@ PUBLIC_NAMES = {
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS InferencePipeline
         Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts
+        NOT_ASSESSED NOT_TRUSTED
         chosen_by_auto document open_selected_engine resolve_cases result_from_json result_log_path result_to_json
-        stages_match_total sum_stages unaccounted_seconds
+        stages_match_total sum_stages trust_sentence unaccounted_seconds
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE
@@ -200,6 +202,10 @@ PUBLIC_NAMES = {
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets
         render sample_body
     """,
+    "tmi.toolkit.trust": """
+        FoldTrust GEOMETRY_SIZE JOINT PartStatistics TRUST_LEVEL Trust assess case_parts require_level smallest_p_value
+        volume_statistics
+    """,
     "tmi.training.cli": "",
     "tmi.training.comparison": """
         CLINICAL CLINICAL_OVERRIDES ComparisonRuns Plan PlannedRun make_plan select_tables train_all
@@ -213,10 +219,11 @@ PUBLIC_NAMES = {
         train_vocabulary write_augmentation_log
     """,
     "tmi.training.evaluation": """
-        METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
+        EncoderFeatures METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
+        encoder_features fit_trust
         estimator_features fit_threshold format_metric is_calibrated load_fold_network optimism_note
         pool_folds positive_class_probability positive_probability predict_cases predict_estimator
-        predict_fold predict_logits read_predictions write_fold_report write_summary
+        predict_fold predict_logits read_predictions write_fold_report write_summary write_trust
     """,
     "tmi.training.evaluation.statistics": """
         CONFIDENCE_LEVEL Curve DeLong McNemar N_REPLICATES bootstrap_weights delong_test

@@ -10,6 +10,7 @@ A run is a folder::
     summary.json/.md    mean and standard deviation over the folds
     fold<k>/
       model.safetensors   weights of the selected epoch
+      trust.safetensors   statistics of what the fold was trained on (`tmi.toolkit.trust`); absent in earlier runs
       scaler.json         radiomics scaler, fitted on the fold's training part
       tokenizer.json      tokenizer, trained on the fold's training part if the preset trains one
       machine.json        processor, threads, devices and versions that the fold was trained with
@@ -105,6 +106,11 @@ class FoldFolder:
     def tokenizer(self) -> Path:
         """Tokenizer."""
         return self.folder / "tokenizer.json"
+
+    @property
+    def trust(self) -> Path:
+        """Statistics for out-of-distribution detection; absent in runs of earlier versions and of small cohorts."""
+        return self.folder / "trust.safetensors"
 
     @property
     def machine(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from tmi.runtime.bundle.manifest import (
     GraphSpec,
     Manifest,
 )
-from tmi.runtime.bundle.manifest_records import ClinicalSpec, GoldenRecord, Hardware
+from tmi.runtime.bundle.manifest_records import ClinicalSpec, GoldenRecord, Hardware, TrustRecord
 from tmi.runtime.engines.host import hardware
 from tmi.runtime.engines.registry import installed, missing_requirement
 from tmi.runtime.verification.golden_inputs import golden_count, golden_from_manifest, largest_batch, make_golden
@@ -61,6 +61,8 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import DamagedError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.trust.p_values import TRUST_LEVEL
+from tmi.toolkit.trust.statistics import FoldTrust
 
 GOLDEN_SEED = 20_240_601
 """Seed of the golden inputs of every bundle; the value is arbitrary."""
@@ -278,6 +280,9 @@ def _new_manifest(context: ExportContext) -> tuple[Manifest, dict[str, Path]]:
         )
         for fold in found.folds
     )
+    trust = _trust_record(run, found.folds)
+    for fold, name in zip(found.folds, () if trust is None else trust.files, strict=False):
+        copy(run.fold(fold).trust, name)
     state = run.state
     manifest = Manifest(
         preset=config.preset,
@@ -296,10 +301,24 @@ def _new_manifest(context: ExportContext) -> tuple[Manifest, dict[str, Path]]:
         modalities=active_modalities(config),
         created=context.created,
         synthetic=bool(state["cohort"].get("synthetic", False)),
+        trust=trust,
         hardware=Hardware(**hardware()),
         temperatures=tuple(run.fold(fold).temperature for fold in found.folds),
     )
     return manifest, copied
+
+
+def _trust_record(run: RunFolder, folds: Sequence[int]) -> TrustRecord | None:
+    """Record of the trust statistics; None unless every fold has them, as in runs of earlier versions.
+
+    Raises:
+        DamagedError: a file is malformed, or of another fold.
+    """
+    if not all(run.fold(fold).trust.is_file() for fold in folds):
+        return None
+    found = [FoldTrust.load(run.fold(fold).trust, fold=fold) for fold in folds]
+    files = tuple(f"trust/fold{fold}.safetensors" for fold in folds)
+    return TrustRecord(level=TRUST_LEVEL, cases=sum(fold.held_out for fold in found), files=files)
 
 
 def _with_engines_not_validated(manifest: Manifest, artefacts: Iterable[str]) -> Manifest:

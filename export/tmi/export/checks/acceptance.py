@@ -22,6 +22,7 @@ from tmi.export.checks.weight_audit import (
 from tmi.export.graphs.partition import StateDict, read_weights, weights_digest
 from tmi.export.graphs.registry import EXPORTERS
 from tmi.runtime.bundle.check_result import CheckResult, ParityError, require_passed
+from tmi.runtime.bundle.contents import bundled_trust
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.precision import engine_precision
@@ -109,13 +110,15 @@ def require_finite(reference: Outputs) -> None:
 
 
 def audit_fold_files(folder: Path, manifest: Manifest, run: RunFolder) -> CheckResult:
-    """Check that each fold's scaler and tokenizer in the bundle are the files that the run recorded for that fold."""
+    """Check that scaler, tokenizer and trust statistics of each fold are the files that the run recorded for it."""
     recorded = run.state["files"]
     mismatches = []
-    for fold in manifest.folds:
+    trust = (None,) * len(manifest.folds) if manifest.trust is None else manifest.trust.files
+    for fold, statistics in zip(manifest.folds, trust, strict=True):
         files = run.fold(fold.fold)
         pairs = [(fold.scaler, files.scaler)] if manifest.uses("radiomics") else []
         pairs += [(manifest.graph(fold.text).tokenizer, files.tokenizer)] if fold.text is not None else []
+        pairs += [(statistics, files.trust)] if statistics is not None else []
         for bundle_file, run_file in pairs:
             name = run_file.relative_to(run.path).as_posix()
             if bundle_file is None or sha256_file(folder / bundle_file) != recorded.get(name):
@@ -209,6 +212,7 @@ def validate_engine(
             artefact=artefact,
             reference_float64=validation_set.reference_float64,
             precision=precision,
+            trust=bundled_trust(bundle),
             keep=on_outputs,
         )
         return (

@@ -18,6 +18,7 @@ from tmi.export.checks.validation_set import ValidationSet, validate_real_cases,
 from tmi.export.graphs.registry import EXPORTERS, TYPED
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.contents import bundled_trust
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.tensorrt_records import EnginePlans, GpuRecord, PlanOptions, PlanRecord, TensorRtRecord
@@ -259,6 +260,7 @@ def _validate_engine(folder: Path, manifest: Manifest, kind: str, validation_set
             artefact=artefact,
             precision=precision,
             reference_float64=validation_set.reference_float64,
+            trust=bundled_trust(bundle),
             keep=partial(write_engine_outputs, folder, kind),
         )
         return records + validate_real_cases(

@@ -5,6 +5,7 @@ from .consistency import graph_spec as graph_spec
 from .contents import bundled_scaler as bundled_scaler
 from .contents import bundled_schema as bundled_schema
 from .contents import bundled_tokenizer as bundled_tokenizer
+from .contents import bundled_trust as bundled_trust
 from .earlier_schemas import known_entries as known_entries
 from .earlier_schemas import with_current_names as with_current_names
 from .int8_records import CalibrationCase as CalibrationCase
@@ -35,6 +36,7 @@ from .manifest_records import FileSpec as FileSpec
 from .manifest_records import GoldenRecord as GoldenRecord
 from .manifest_records import Hardware as Hardware
 from .manifest_records import RunRecord as RunRecord
+from .manifest_records import TrustRecord as TrustRecord
 from .onnx_check import require_exported_graph as require_exported_graph
 from .reader import Bundle as Bundle
 from .reader import fingerprint as fingerprint

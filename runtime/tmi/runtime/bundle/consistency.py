@@ -88,6 +88,11 @@ def _meaning(manifest: Manifest) -> Iterator[str]:
         yield f"class {manifest.positive} is positive, but there are {len(CLASSES)}"
     if not 0.0 <= manifest.threshold <= 1.0:
         yield f"the threshold {manifest.threshold:g} is no probability"
+    trust = manifest.trust
+    if trust is not None and (
+        not 0.0 < trust.level < 1.0 or trust.cases < 1 or len(trust.files) != len(manifest.folds)
+    ):
+        yield "its record of trust has an impossible level, no case, or not one file for each fold"
     if not 1 <= len(manifest.folds) <= MAX_FOLDS:
         yield f"it has {len(manifest.folds)} folds, {MAX_FOLDS} at most are possible"
     repeated = [fold for fold, count in Counter(f.fold for f in manifest.folds).items() if count > 1]

@@ -12,6 +12,7 @@ A bundle is a folder::
     weights/<graph>.safetensors
     tokenizers/<name>.json
     scalers/fold<k>.json
+    trust/fold<k>.safetensors   statistics of the training cases, without patient data; not in earlier bundles
     clinical_schema.json    the clinical fields and their units
     golden.safetensors      eager outputs on the golden inputs, float32 and, if affordable, float64
     golden-case.safetensors expected network inputs of the golden case
@@ -44,7 +45,15 @@ from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.earlier_schemas import upgraded
 from tmi.runtime.bundle.frozen_values import FrozenValues
 from tmi.runtime.bundle.int8_records import Int8Record
-from tmi.runtime.bundle.manifest_records import Addition, ClinicalSpec, FileSpec, GoldenRecord, Hardware, RunRecord
+from tmi.runtime.bundle.manifest_records import (
+    Addition,
+    ClinicalSpec,
+    FileSpec,
+    GoldenRecord,
+    Hardware,
+    RunRecord,
+    TrustRecord,
+)
 from tmi.runtime.bundle.tensorrt_records import TensorRtRecord
 from tmi.toolkit.config.schema import CLASSES, POSITIVE, Config, Modality
 from tmi.toolkit.errors import DamagedError, UsageError
@@ -160,6 +169,8 @@ class Manifest(FrozenValues):
     """TensorRT; null without typed graphs."""
     int8: Int8Record | None = None
     """INT8; null without quantised graphs, and then left out of the document."""
+    trust: TrustRecord | None = None
+    """Statistics for out-of-distribution detection; null without them, and then left out of the document."""
     additions: tuple[Addition, ...] = ()
     """Artefacts that were added after the export, in order."""
     threshold: float = 0.5
@@ -181,7 +192,8 @@ class Manifest(FrozenValues):
         """All files that a graph, a fold or the clinical spec names, sorted."""
         graphs = [name for g in self.graphs for name in (*g.artefacts.values(), g.tokenizer) if name is not None]
         scalers = [f.scaler for f in self.folds if f.scaler is not None]
-        return tuple(sorted({*graphs, *scalers, self.clinical.schema}))
+        trust = () if self.trust is None else self.trust.files
+        return tuple(sorted({*graphs, *scalers, *trust, self.clinical.schema}))
 
     def graph(self, name: str) -> GraphSpec:
         """The graph with a name.
@@ -198,10 +210,10 @@ class Manifest(FrozenValues):
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """Convert a manifest to plain JSON values.
 
-    `int8` is left out if it is null: a bundle without it is the same document for a reader that does not know it.
+    `int8` and `trust` are left out if they are null: a bundle without them is the same document for a reader that does
+    not know them.
     """
-    document = to_json(manifest)
-    return document if manifest.int8 is not None else {k: v for k, v in document.items() if k != "int8"}
+    return {k: v for k, v in to_json(manifest).items() if v is not None or k not in ("int8", "trust")}
 
 
 def manifest_from_json(data: Mapping[str, Any]) -> Manifest:

@@ -57,6 +57,18 @@ class Addition(FrozenValues):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRecord(FrozenValues):
+    """Statistics of the training cases, against which a prediction states the p-values of its case."""
+
+    level: float
+    """Largest joint p-value at which a case is not trusted, unless a command gives another level."""
+    cases: int
+    """Number of held-out training cases of all folds; the smallest possible p-value is 1 / (cases + 1)."""
+    files: tuple[str, ...]
+    """File of each fold's statistics (`tmi.toolkit.trust`), in the order of `Manifest.folds`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenRecord(FrozenValues):
     """How the golden inputs are generated, and their digests."""
 

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 FORMATS = (".json", ".csv", ".jsonl")
 """Endings of output files; each is written in its own format."""
+TrustLevel = Annotated[
+    float | None,
+    typer.Option(
+        "--trust-level",
+        help="Largest p-value at which a case is not trusted. Default: the bundle's.",
+        show_default=False,
+    ),
+]
+"""Option of `tmi predict`, `serve` and `report`."""
 
 
 def predict(
@@ -78,7 +87,8 @@ def predict(
         bool,
         typer.Option("--no-verify", help="Skip the startup self-test; this is recorded."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/2).")] = False,
+    trust_level: TrustLevel = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/3).")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write the results to FILE: .json, .csv or .jsonl by its ending."),
@@ -125,6 +135,7 @@ def predict(
             threads=threads,
             key=key,
             verify=not no_verify,
+            trust_level=trust_level,
             log=log,
             cache=prepared_cache,
             reuse=reuse,

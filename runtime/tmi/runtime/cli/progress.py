@@ -81,6 +81,8 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: MaskLabel | None)
         "version": version("tmi-clnet"),
         "batch": batch,
         "mask_label": list(mask_label) if isinstance(mask_label, tuple) else mask_label,
+        # absent if none was given, as in logs of earlier versions
+        **({} if predictor.trust_level is None else {"trust_level": predictor.trust_level}),
     }
 
 

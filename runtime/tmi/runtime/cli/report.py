@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.runtime.cli.explain import NoMemoryCheck
+from tmi.runtime.cli.predict import TrustLevel
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, resolve_bundle
@@ -69,6 +70,7 @@ def report(
             show_default=False,
         ),
     ] = None,
+    trust_level: TrustLevel = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the map and the contributions, which take most of the time.")
     ] = False,
@@ -123,8 +125,8 @@ def report(
             explainer = None
             if not quick:
                 explainer = _open_explainer(opened, threads, progress.step, stack, checked=not no_memory_check)
-            log = partial(echo, err=True)
-            predictor = stack.enter_context(Predictor.open(opened, engine=engine, threads=threads, log=log))
+            open_predictor = partial(Predictor.open, engine=engine, threads=threads, trust_level=trust_level)
+            predictor = stack.enter_context(open_predictor(opened, log=partial(echo, err=True)))
             task = progress.add("writing pages", len(resolved), unit="cases")
             pages = _Pages(out=out, predictor=predictor, explainer=explainer, resume=resume, created=created)
             try:
@@ -249,7 +251,14 @@ def _write_case(case: Case, pages: _Pages) -> tuple[CaseResult, bool]:
     page_file = pages.out / CASES / f"{case.case_id}.html"
     case = load_case(case)  # every part of the page is of the same bytes
     try:
-        inputs = inputs_digest(case, bundle=bundle, engine=engine, quick=explainer is None, version=package)
+        inputs = inputs_digest(
+            case,
+            bundle=bundle,
+            engine=engine,
+            quick=explainer is None,
+            version=package,
+            trust_level=predictor.trust_level,
+        )
         finished = finished_result(page_file, inputs) if pages.resume else None
         if finished is not None:
             return finished, True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmi.runtime.cli.predict import TrustLevel
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_paths, resolve_bundle
@@ -60,6 +61,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    trust_level: TrustLevel = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Cases taken from the queue together.")] = 4,
     max_delay_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a case waits for more.")] = 0,
     queue: Annotated[int, typer.Option(min=0, help="Cases that may wait; more get status 429.")] = 16,
@@ -121,7 +123,13 @@ def serve(
     with bind(host, port) as bound:
         address = f"{'http' if tls is None else 'https'}://{_netloc(host)}:{bound.getsockname()[1]}"
         with Predictor.open(
-            bundle, engine=engine, precision=precision, threads=threads, key=key, log=partial(echo, err=True)
+            bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            key=key,
+            trust_level=trust_level,
+            log=partial(echo, err=True),
         ) as predictor:
             _run(predictor, bound, address, settings=settings, tls=tls)
 

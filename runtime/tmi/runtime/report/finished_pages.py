@@ -24,7 +24,9 @@ SCHEMA = "tmi-report-page/1"
 RECORD = re.compile(r'<script type="application/json" id="record">(.*?)</script>', re.DOTALL)
 
 
-def inputs_digest(case: Case, *, bundle: Bundle, engine: EngineRecord, quick: bool, version: str) -> str:
+def inputs_digest(
+    case: Case, *, bundle: Bundle, engine: EngineRecord, quick: bool, version: str, trust_level: float | None = None
+) -> str:
     """SHA-256 of what a page depends on: files of the case, bundle, engine, options, version of this package.
 
     Raises:
@@ -47,6 +49,7 @@ def inputs_digest(case: Case, *, bundle: Bundle, engine: EngineRecord, quick: bo
             "engine": [engine.name, engine.package, engine.precision],
             "quick": quick,
             "version": version,
+            **({} if trust_level is None else {"trust_level": trust_level}),
         }
     )
 

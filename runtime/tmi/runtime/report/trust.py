@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from tmi.runtime.serving.input_warnings import SYNTHETIC
 from tmi.runtime.serving.results import ALERTS, Prediction
+from tmi.runtime.serving.trust import NOT_TRUSTED, trust_sentence
 from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.trust.p_values import Trust
 
 NBSP, MINUS = "\u00a0", "\u2212"
 DIGITS, MAX_DIGITS = 3, 15
@@ -104,7 +106,7 @@ def trust_statements(
     notices = [
         Statement(level=_level(issue), about="Input", text=f"{_without_names(issue)} ({issue.code}).")
         for issue in issues_of_page(prediction, findings)
-        if issue.code != SYNTHETIC
+        if issue.code not in (SYNTHETIC, NOT_TRUSTED)  # which have statements of their own
     ]
     if not notices:
         text = "All checks of the case passed; nothing was imputed, clipped or truncated."
@@ -112,6 +114,7 @@ def trust_statements(
     statements = [
         fold_agreement(prediction, positive, threshold),
         *notices,
+        _distribution(prediction.trust),
         _training(trained),
         _calibration(trained, positive),
     ]
@@ -128,6 +131,14 @@ def issues_of_page(prediction: Prediction, findings: Sequence[Issue]) -> list[Is
     alerts = {issue.code for issue in prediction.warnings if issue.code in ALERTS}  # their messages say more
     new = [issue for issue in findings if (issue.code, issue.message) not in known and issue.code not in alerts]
     return [*prediction.warnings, *new]
+
+
+def _distribution(trust: Trust | None) -> Statement:
+    """Statement on whether the case is like the training cases; one that is not has an alert too."""
+    levels: Mapping[str, Literal["bad", "warn", "ok"]] = {NOT_TRUSTED: "bad", "trusted": "ok"}
+    level = "warn" if trust is None else levels.get(trust.verdict, "warn")
+    text = trust_sentence(trust).removeprefix("trust: ")
+    return Statement(level=level, about="Trust", text=f"{text[0].upper()}{text[1:]}.")
 
 
 def _level(issue: Issue) -> Literal["bad", "warn", "ok"]:

@@ -23,3 +23,6 @@ from .trace import Trace as Trace
 from .trace import stages_match_total as stages_match_total
 from .trace import sum_stages as sum_stages
 from .trace import unaccounted_seconds as unaccounted_seconds
+from .trust import NOT_ASSESSED as NOT_ASSESSED
+from .trust import NOT_TRUSTED as NOT_TRUSTED
+from .trust import trust_sentence as trust_sentence

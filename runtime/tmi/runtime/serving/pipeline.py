@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32
 from numpy.typing import NDArray
 
 from tmi.runtime.bundle.contents import bundled_scaler, bundled_schema
@@ -27,6 +27,7 @@ from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
 from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.runtime.serving.text_encoding import CaseTokens, EncodedText, TextBranch
+from tmi.runtime.serving.trust import TrustAssessor
 from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
@@ -48,6 +49,10 @@ class CaseInputs:
     """Radiomics scaled by each fold's own scaler; no rows if the bundle does not use radiomics."""
     notices: tuple[Issue, ...]
     """Warnings and notes about the input, to be reported with the prediction."""
+    clipped_FR: Bool[NDArray[np.bool_], "F R"]
+    """Features outside each fold's training range."""
+    volume_S: Float[NDArray[np.float64], "S"] | None = None
+    """Statistics of the prepared CT; None if trust is not assessed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +80,11 @@ class InferencePipeline:
         cache: disk cache of prepared images; None disables it.
         embeddings: cache of CT and text features; None disables it.
         empty: allocates the large arrays.
+        trust_level: largest joint p-value at which a case is not trusted; None: the manifest's.
 
     Raises:
-        DamagedError: the bundle's clinical text was rendered by another version.
+        DamagedError: the bundle's clinical text was rendered by another version, or its trust statistics are malformed.
+        UsageError: a trust level for a bundle without statistics, or one that is no probability.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class InferencePipeline:
         cache: PreparedCache | None = None,
         embeddings: EmbeddingCache | None = None,
         empty: ArrayAllocator = np.empty,
+        trust_level: float | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         self._config = bundle.manifest.config
@@ -101,6 +109,7 @@ class InferencePipeline:
         self._schema = bundled_schema(bundle)
         self._scalers = [bundled_scaler(bundle, f.scaler) for f in self._manifest.folds if f.scaler is not None]
         self._texts = TextBranch(bundle, engine, embeddings)
+        self._trust = TrustAssessor(bundle, level=trust_level)
 
     def __repr__(self) -> str:
         return f"InferencePipeline({self._manifest.preset}, {len(self._manifest.folds)} folds, {self._engine.name})"
@@ -158,6 +167,7 @@ class InferencePipeline:
         scaled = [scaler.transform(prepared.radiomics_F[None]) for scaler in self._scalers]
         # Without scalers both lists are empty: these rows keep concatenate and reduce defined.
         none_R = np.zeros(N_RADIOMICS, np.bool_)
+        clipped = [s.clipped_NF for s in scaled]
         return CaseInputs(
             case=prepared,
             radiomics_FR=np.concatenate([np.zeros((0, N_RADIOMICS), np.float32), *(s.values_NF for s in scaled)]),
@@ -168,6 +178,8 @@ class InferencePipeline:
                 manifest=self._manifest,
                 system=self._config.system.name,
             ),
+            clipped_FR=np.concatenate([np.zeros((0, N_RADIOMICS), np.bool_), *clipped]),
+            volume_S=self._trust.measure_volume(prepared),
         )
 
     def tokenise(self, texts: Sequence[str | None]) -> list[CaseTokens | None]:
@@ -214,6 +226,15 @@ class InferencePipeline:
                 digest=self._bundle.digest,
                 engine=self._engine.name,
                 notices=case.notices + ((truncated_notice(longest, case.case.case_id),) if text.truncated else ()),
+                trust=self._trust.assess(
+                    case.case,
+                    row=row,
+                    volume_S=case.volume_S,
+                    ct=ct.features,
+                    text=batch.text,
+                    radiomics_FR=case.radiomics_FR,
+                    clipped_FR=case.clipped_FR,
+                ),
                 reused=(*(("ct",) if any(ct.reused_B[row : row + 1]) else ()), *(("text",) if text.reused else ())),
             )
             for row, (case, text) in enumerate(zip(batch.cases, batch.texts, strict=True))

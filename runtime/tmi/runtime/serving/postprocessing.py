@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.inference.ensemble import fold_std, probabilities, softmax
 from tmi.runtime.serving.results import CaseResult, FoldPrediction, Prediction, RejectedCase
+from tmi.runtime.serving.trust import NOT_TRUSTED, trust_issue
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.trust.p_values import Trust
 
 
 def truncated_notice(longest: int, case_id: str) -> Issue:
@@ -30,6 +32,7 @@ def to_prediction(
     engine: str,
     notices: tuple[Issue, ...],
     reused: tuple[str, ...] = (),
+    trust: Trust | None = None,
 ) -> CaseResult:
     """Convert the logits of one case to a prediction without timing.
 
@@ -41,6 +44,7 @@ def to_prediction(
         engine: name of the engine that computed the logits.
         notices: notices of the case.
         reused: branches whose features came from the embedding cache.
+        trust: p-values of the case; the decision of one that is out of distribution is `not-trusted`.
 
     Returns:
         The prediction; a rejected case if a logit is not finite.
@@ -51,6 +55,8 @@ def to_prediction(
         return RejectedCase.of(InputRejectedError(message, fix=fix, code="answer-not-finite"), case_id)
     mean_K = probabilities(logits_1FK)[0]  # mean over folds of each fold's softmax, not softmax of the mean logits
     is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
+    alert = trust_issue(trust, case_id)
+    decision = manifest.classes[manifest.positive if is_positive else 1 - manifest.positive]
 
     def by_class(p_K: NDArray[np.float64]) -> dict[str, float]:
         return {name: float(p) for name, p in zip(manifest.classes, p_K, strict=True)}
@@ -63,11 +69,12 @@ def to_prediction(
             for fold, p_K in zip(manifest.folds, softmax(logits_1FK)[0], strict=True)
         ),
         spread=float(fold_std(logits_1FK, manifest.positive)[0]),
-        decision=manifest.classes[manifest.positive if is_positive else 1 - manifest.positive],
-        warnings=notices,
+        decision=decision if alert is None else NOT_TRUSTED,
+        warnings=notices if alert is None else (alert, *notices),
         engine=engine,
         bundle=digest,
         seconds={},
         overlapped={},
         reused=reused,
+        trust=trust,
     )

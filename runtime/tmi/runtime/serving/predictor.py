@@ -89,6 +89,7 @@ class Predictor:
         reuse: bool = False,
         pipeline: InferencePipeline | None = None,
         cores: int | None = None,
+        trust_level: float | None = None,
     ) -> None:
         """Build a predictor from an engine that has the bundle open; `Predictor.open` opens both.
 
@@ -101,21 +102,33 @@ class Predictor:
             pipeline: stages of the prediction, which have their own caches; None: those of the bundle on the engine,
                 with `cache` and `reuse`.
             cores: number of cores that the engine and the preparation share; None: the available ones.
+            trust_level: as in `Predictor.open`.
 
         Raises:
-            UsageError: `cache` or `reuse` beside a pipeline, which would not use them.
+            UsageError: `cache`, `reuse` or `trust_level` beside a pipeline, which would not use them; or a trust level
+                that the bundle cannot be assessed at.
             DamagedError: the bundle's clinical text was rendered by another version.
         """
-        if pipeline is not None and (reuse or cache is not None):
-            raise UsageError("a pipeline has its own caches", fix="give `cache` and `embeddings` to the pipeline")
+        if pipeline is not None and (reuse or cache is not None or trust_level is not None):
+            raise UsageError(
+                "a pipeline has its own caches and trust level",
+                fix="give `cache`, `embeddings` and `trust_level` to the pipeline",
+            )
         self.bundle = bundle
         self.engine_record = record
         self.embeddings = EmbeddingCache(bundle, record) if reuse else None
         """Cache of CT and text features; None if `reuse` is off."""
         self.pipeline = pipeline or InferencePipeline(
-            bundle, engine, cache=cache, embeddings=self.embeddings, empty=BufferPool().empty
+            bundle,
+            engine,
+            cache=cache,
+            embeddings=self.embeddings,
+            empty=BufferPool().empty,
+            trust_level=trust_level,
         )
         """Stages of the prediction; `pipeline.run` predicts a batch without threads and timing."""
+        self.trust_level = trust_level
+        """Trust level that was given; None: the manifest's."""
         self._engine = engine
         self._cores = cores
 
@@ -134,6 +147,7 @@ class Predictor:
         reuse: bool = False,
         key: Keys = None,
         verify: bool = True,
+        trust_level: float | None = None,
         log: LogCallback = lambda line: None,
     ) -> Self:
         """Open a bundle after comparing every byte of it with its manifest.
@@ -152,6 +166,7 @@ class Predictor:
             key: public keys (PEM) of which one must have signed the bundle; None: those of `tmi.toml` in the working
                 directory, if any.
             verify: False skips the self-test, which is recorded in `engine_record`.
+            trust_level: largest joint p-value at which a case is not trusted; None: the manifest's.
             log: receives one line about a self-test.
 
         Raises:
@@ -170,7 +185,7 @@ class Predictor:
             engine, opened, precision=precision, threads=threads, verify=verify, log=log
         )
         try:
-            return cls(opened, opened_engine, record, cache=cache, reuse=reuse)
+            return cls(opened, opened_engine, record, cache=cache, reuse=reuse, trust_level=trust_level)
         except BaseException:
             opened_engine.close()
             raise

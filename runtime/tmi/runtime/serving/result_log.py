@@ -1,6 +1,6 @@
 """Append-only log of results, one JSON line for each case, so that a killed prediction can be resumed.
 
-    {"schema": "tmi-prediction-lines/2", "bundle": ..., "engine": ..., ...}      must be the same in every run
+    {"schema": "tmi-prediction-lines/3", "bundle": ..., "engine": ..., ...}      must be the same in every run
     {"status": "predicted", "case_id": "P001", ..., "files": "<digest>", "chain": "<digest>"}    one line for each case
 
 Rejected cases have a line too. A line is written in one call and synced to the disk before the next one. An incomplete
@@ -36,9 +36,10 @@ from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.file_lock import closed_on_error, open_locked
 from tmi.toolkit.storage.hashing import sha256_json
 
-SCHEMA = "tmi-prediction-lines/2"
-OLD_SCHEMAS = ("tmi-prediction-lines/1",)
-"""Schemas of logs that can be resumed too; their warnings lack severity and fix, their rejections the issues."""
+SCHEMA = "tmi-prediction-lines/3"
+OLD_SCHEMAS = ("tmi-prediction-lines/1", "tmi-prediction-lines/2")
+"""Schemas of logs that can be resumed too; those of the first lack severity and fix of warnings and the
+issues of rejections, those of both the trust."""
 SUFFIX = ".jsonl"
 """Suffix of an output file that is itself a result log."""
 START_OVER_FIX = "start again with --force, or name another output file"

@@ -1,7 +1,7 @@
-"""Results of a prediction: frozen records and their JSON form `tmi-prediction/2` (described in `docs/predict.md`).
+"""Results of a prediction: frozen records and their JSON form `tmi-prediction/3` (described in `docs/predict.md`).
 
 They hold no patient data except the case id. Warnings and reasons of a rejection are `Issue`s. Results of
-`tmi-prediction/1`, which older journals and pages hold, are read.
+`tmi-prediction/1` and `/2`, which older journals and pages hold, are read.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from typing import Any, Self
 
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
+from tmi.runtime.serving.trust import NOT_TRUSTED
 from tmi.toolkit.errors import InputRejectedError, TmiError
 from tmi.toolkit.issues.issue import Issue as Issue
 from tmi.toolkit.qc.check_registry import ALERTS as CHECK_ALERTS
 from tmi.toolkit.storage.serialization import from_json, to_json
+from tmi.toolkit.trust.p_values import Trust
 
-SCHEMA = "tmi-prediction/2"
+SCHEMA = "tmi-prediction/3"
 STAGES = ("radiomics", "tokenise", "text", "ct", "fusion", "other")
 """Stages of every prediction in pipeline order; those of the preparation (`tmi.toolkit.preprocessing.pipeline`) come
 first."""
 COPIES = "copies"
 """Additional stage of engines on a device with its own memory: copies to and from it that did not overlap."""
 UNLIKE_TRAINING, INCOMPLETE = "unlike-training", "radiomics-incomplete"
-ALERTS: tuple[str, ...] = (*sorted(CHECK_ALERTS, reverse=True), UNLIKE_TRAINING, INCOMPLETE)
+ALERTS: tuple[str, ...] = (NOT_TRUSTED, *sorted(CHECK_ALERTS, reverse=True), UNLIKE_TRAINING, INCOMPLETE)
 """Codes of the warnings that stand first: in `Prediction.warnings`, in the document, above the table, in a report."""
 OLD_FIX = "see the table of codes (docs/checks.md)"
 """Fix of a warning of `tmi-prediction/1`, which had none."""
@@ -61,13 +63,15 @@ class Prediction:
         probability: class name (`good`, `bad`) -> probability, mean over the folds.
         folds: prediction of each fold's model.
         spread: standard deviation over the folds of the positive class's probability.
-        decision: class name: `bad` if its probability is at least the bundle's threshold.
+        decision: class name: `bad` if its probability is at least the bundle's threshold; `not-trusted` for a case
+            that is out of distribution.
         warnings: warnings and notes about the input and the model; alerts come first.
         engine: name of the engine that computed the prediction.
         bundle: SHA-256 of the bundle's manifest.
         seconds: seconds by stage, and the `total`.
         overlapped: seconds of the same stages that overlapped other work.
         reused: branches whose features came from the embedding cache.
+        trust: p-values of the case against the training cases; None: not assessed.
     """
 
     case_id: str
@@ -79,7 +83,7 @@ class Prediction:
     spread: float
     """Population standard deviation over the folds of the positive class's probability."""
     decision: str
-    """Class name: the positive class if its probability is at least the bundle's threshold."""
+    """Class name: the positive class if its probability is at least the bundle's threshold; or `not-trusted`."""
     warnings: tuple[Issue, ...]
     """Warnings and notes about the input and the model."""
     engine: str
@@ -93,6 +97,9 @@ class Prediction:
     """Seconds of the same stages that overlapped other work; not part of `seconds`."""
     reused: tuple[str, ...] = ()
     """Branches, `ct` or `text`, whose features came from the embedding cache."""
+    trust: Trust | None = None
+    """p-values of the case against the training cases; None: the bundle has no statistics, and trust was not
+    assessed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as in the document of `tmi predict --json`, with a `status` of `predicted`."""
@@ -146,9 +153,10 @@ CaseResult = Prediction | RejectedCase
 
 
 def alerts(results: Sequence[CaseResult]) -> list[tuple[str, Issue]]:
-    """Case id and issue of every alert, in the order of the cases."""
+    """Case id and issue of every alert: cases that are out of distribution first, then in the order of the cases."""
     predicted = [r for r in results if isinstance(r, Prediction)]
-    return [(r.case_id, issue) for r in predicted for issue in r.warnings if issue.code in ALERTS]
+    found = [(r.case_id, issue) for r in predicted for issue in r.warnings if issue.code in ALERTS]
+    return sorted(found, key=lambda alert: alert[1].code != NOT_TRUSTED)
 
 
 def result_to_json(result: CaseResult) -> dict[str, Any]:
@@ -209,6 +217,7 @@ def document(
             "positive": manifest.classes[manifest.positive],
             "threshold": manifest.threshold,
             "synthetic": manifest.synthetic,
+            "trust": None if manifest.trust is None else {"level": manifest.trust.level, "cases": manifest.trust.cases},
         },
         "engine": to_json(engine),
         "batch": batch,
@@ -219,6 +228,6 @@ def document(
 
 def document_schema() -> dict[str, Any]:
     """JSON Schema of the document."""
-    file = resources.files("tmi.runtime.serving") / "data" / "tmi-prediction-2.schema.json"
+    file = resources.files("tmi.runtime.serving") / "data" / "tmi-prediction-3.schema.json"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema

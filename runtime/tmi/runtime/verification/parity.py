@@ -10,7 +10,7 @@ artefact and at the verification of a bundle; `docs/parity.md` lists the faults 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -23,9 +23,13 @@ from tmi.runtime.engines.registry import Engine, engine_spec
 from tmi.runtime.verification.golden_inputs import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 from tmi.runtime.verification.outputs import PIPELINE, Outputs, evaluate
 from tmi.runtime.verification.profile_shapes import largest_profile, text_features, text_length_checks
+from tmi.toolkit.trust.statistics import FoldTrust
 
 REFERENCE_MARGIN = 1e-4
 """Tolerance of a probability of the reference itself, eager float32: rounding depends on the batch and the CPU."""
+TRUST_ERROR, MIN_TRUST_BOUND = 4.0, 2.0**-7
+"""Bound on the error of a distance from the training cases, in bounds of its features, and at least. Directions in
+which the training cases hardly vary magnify an error of the features; the floor of their deviations limits it."""
 ENGINE_ERRORS = (RuntimeError, ValueError)
 """Errors of an engine whose graph cannot run a batch or returns another shape than the manifest states."""
 
@@ -90,6 +94,7 @@ def check_engine(
     artefact: str,
     precision: str = "float32",
     reference_float64: Outputs | None = None,
+    trust: Sequence[FoldTrust] = (),
     keep: Callable[[Outputs], None] | None = None,
 ) -> list[CheckResult]:
     """Run every parity check on an open engine.
@@ -102,6 +107,7 @@ def check_engine(
         artefact: artefact kind that the engine runs, for the results.
         precision: a key of `BOUNDS`.
         reference_float64: outputs of eager float64 for them, if they were computed.
+        trust: trust statistics of each fold, if the bundle has them.
         keep: callback that receives the engine's outputs for `golden`, to store them as evidence.
 
     Returns:
@@ -115,6 +121,7 @@ def check_engine(
         artefact=artefact,
         bounds=BOUNDS[precision],
         reference_float64=reference_float64,
+        trust=trust,
         keep=keep,
     )
     return list(check.records())
@@ -154,6 +161,7 @@ class _ParityChecks:
     artefact: str
     bounds: Bounds
     reference_float64: Outputs | None = None
+    trust: Sequence[FoldTrust] = ()
     keep: Callable[[Outputs], None] | None = None
 
     @property
@@ -176,6 +184,7 @@ class _ParityChecks:
             return  # errors of NaN or infinity are meaningless
         yield from self._against_eager(outputs)
         yield from self._fold_order(outputs)
+        yield from self._trust_distances(outputs)
         if thorough:
             yield from self._against_float64(outputs)
             yield from self._batch_independence(outputs)
@@ -205,6 +214,19 @@ class _ParityChecks:
         yield self._record(
             "decisions", PIPELINE, flips, 0, f"flipped at threshold {threshold:g} outside a margin of {self.margin:g}"
         )
+
+    def _trust_distances(self, outputs: Outputs) -> Iterator[CheckResult]:
+        """Distances of the encoders' features from the training cases, on which p-values and verdicts rest."""
+        for spec, statistics in zip(self.manifest.folds, self.trust, strict=False):
+            for part, graph in (("image.encoder", spec.ct), ("clinical.encoder", spec.text)):
+                if graph is None or part not in statistics.parts:
+                    continue
+                measure = statistics.parts[part].distances
+                expected, found = measure(self.reference.features[graph]), measure(outputs.features[graph])
+                error = float((np.abs(found - expected) / np.maximum(expected, 1.0)).max())
+                bound = max(TRUST_ERROR * self.bounds.relative, MIN_TRUST_BOUND)
+                what = f"distance from the training cases of fold {spec.fold}, relative to eager float32's"
+                yield self._record("trust", graph, error, bound, what)
 
     def _against_float64(self, outputs: Outputs) -> Iterator[CheckResult]:
         """Compare with the float64 reference: engine and eager float32 both round, but at different places."""

@@ -47,7 +47,7 @@ FILES = "files"
 """Artefact kind of the results of this check."""
 
 
-CLAIMS = ("synthetic", "roles", "modalities", "data", "config", "run")
+CLAIMS = ("synthetic", "roles", "modalities", "data", "config", "run", "trust")
 """Keys of `output_metadata` that a bundle of an earlier version does not have: such a bundle has none of them."""
 
 
@@ -61,6 +61,7 @@ def output_metadata(bundle: Bundle) -> dict[str, str]:
     parts = bundle.parts or part_digests(manifest_to_json(manifest))
     files = [name for fold in manifest.folds if (name := fold.scaler) is not None]
     files += [graph.tokenizer for graph in manifest.graphs if graph.tokenizer is not None]
+    files += () if manifest.trust is None else manifest.trust.files
     meaning = {
         "classes": list(manifest.classes),
         "positive": manifest.positive,
@@ -78,6 +79,8 @@ def output_metadata(bundle: Bundle) -> dict[str, str]:
         "config": parts.config,
         "run": parts.run,
     }
+    if manifest.trust is not None:
+        meaning["trust"] = [manifest.trust.level, manifest.trust.cases, list(manifest.trust.files)]
     return {name: canonical_json(value).strip() for name, value in meaning.items()}
 
 
@@ -163,7 +166,7 @@ def compare_metadata(bundle: Bundle, stored: Mapping[str, str]) -> Iterator[Chec
     if classes != CLASSES:
         differences.append(f"classes are {', '.join(classes)}, this version's are {', '.join(CLASSES)}")
     detail = "classes, positive class, threshold and fold order match the export"
-    if set(CLAIMS) <= set(current):
+    if {*CLAIMS} - {"trust"} <= set(current):
         detail = "classes, positive class, threshold, folds, scalers, roles and notices match the export"
     yield _record("meaning", len(differences), 0, " ".join("; ".join(differences).split()) or detail)
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.bundle.contents import bundled_trust
 from tmi.runtime.bundle.manifest import GOLDEN_FILE, SIGNATURE_FILE
 from tmi.runtime.bundle.reader import Bundle, open_bundle
 from tmi.runtime.bundle.signing import SIGNED, UNCHECKED, UNSIGNED, Keys, require_signature, required_keys
@@ -185,6 +186,7 @@ def _validate_engine(
             artefact=artefact,
             reference_float64=references.float64,
             precision=engine_precision(name, bundle.manifest),
+            trust=bundled_trust(bundle),
         )
 
 

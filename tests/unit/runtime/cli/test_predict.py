@@ -41,7 +41,7 @@ def test_json_satisfies_the_declared_schema(predict, good_cases, bad_case):
     outcome = predict(good_cases[0], bad_case, good_cases[1], "--json")
     document = outcome.document
     jsonschema.validate(document, document_schema())
-    assert document["schema"] == "tmi-prediction/2"
+    assert document["schema"] == "tmi-prediction/3"
     assert [r["case_id"] for r in document["results"]] == ["P000", "bad [case]", "P001"]
     assert [r["status"] for r in document["results"]] == ["predicted", "refused", "predicted"]
     assert document["counts"] == {"predicted": 2, "refused": 1}

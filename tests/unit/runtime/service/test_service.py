@@ -135,7 +135,7 @@ def test_form_gives_the_document_of_the_command(client, good_cases, expected, by
     body, kind = form({**parts, "case_id": folder.name.encode()}, filenames=filenames)
     response = client("/cases", body, Content_Type=kind)
     assert response.status == 200
-    assert response.json["schema"] == "tmi-prediction/2"
+    assert response.json["schema"] == "tmi-prediction/3"
     (entry,) = response.json["results"]
     assert {k: v for k, v in entry.items() if k not in ("seconds", "overlapped")} == facts(expected[folder.name])
 

@@ -105,7 +105,7 @@ def test_jsonl_output_is_the_log_itself(words, tmp_path):
     out = tmp_path / "answers.jsonl"
     outcome = tmi(*words, "-o", out, "--json")
     head, *rows = map(json.loads, out.read_text().splitlines())
-    assert head["schema"] == "tmi-prediction-lines/2"
+    assert head["schema"] == "tmi-prediction-lines/3"
     assert [{k: v for k, v in row.items() if k not in ("files", "chain")} for row in rows] == outcome.document[
         "results"
     ]

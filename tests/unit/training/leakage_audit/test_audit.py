@@ -20,7 +20,7 @@ from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import RunFolder
 from tmi.training.data.duplicate_images import find_duplicates
 from tmi.training.data.fold_dataset import FoldDataset
-from tmi.training.evaluation import fold_report
+from tmi.training.evaluation import fold_report, trust_fitting
 from tmi.training.evaluation.calibration import Calibration
 from tmi.training.leakage_audit.cohort_checks import COHORT_CHECKS
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
@@ -131,7 +131,17 @@ def plant_threshold(patch):
     patch.setattr(fold_report, "calibrate", lambda *_: Calibration(temperature=1.0, threshold=0.4, fitted_on=3))
 
 
+def plant_trust_on_held_out(patch):
+    original = trust_fitting.fit_trust
+
+    def fit(arrays, data, features):
+        return original(arrays, data, features, fitted_on=(*data.split.train, *data.split.test))
+
+    patch.setattr(trust_fitting, "fit_trust", fit)
+
+
 LEAKS = {
+    "trust": (plant_trust_on_held_out, "they were fitted on the held-out cases too"),
     "patients": (plant_shared_patient, "patient(s) in train and"),
     "scaler": (plant_scaler_on_all, "it was fitted on the whole cohort, held-out cases included"),
     "vocabulary": (plant_vocabulary_on_all, "it was trained on the texts of the whole cohort"),

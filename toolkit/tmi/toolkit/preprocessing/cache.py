@@ -38,7 +38,7 @@ from tmi.toolkit.storage.serialization import from_json, to_json
 
 KIND = "prepared"
 """Folder of these entries in the cache."""
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Format of an entry; part of the key."""
 MAX_BYTES = 16 * 2**30
 """Size limit of the folder; the paper's 184 cases at full size take 12.3 GB."""
@@ -74,6 +74,8 @@ class PreparedImages:
     """Warnings of the image checks; without the case id, which no entry holds."""
     radiomics_F: Float[np.ndarray, "1781"] | None = None
     """float64, NaN where missing; None if the case has its own table."""
+    geometry_G: Float[np.ndarray, "6"] | None = None
+    """Voxels of the CT's file along D, H, W and their sizes in mm; None without a CT."""
 
 
 class PreparedCache:
@@ -222,7 +224,8 @@ def _file_states(case: Case) -> tuple[tuple[int, int, int] | None, ...]:
 def _encode(images: PreparedImages) -> bytes:
     """Serialise as header length, JSON header, voxels (little-endian float32), features (little-endian float64)."""
     warnings = [replace(issue, case_id=None).to_dict() for issue in images.warnings]
-    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": warnings}).encode()
+    geometry = None if images.geometry_G is None else images.geometry_G.tolist()
+    header = json.dumps({"shape": images.ct_1DHW.shape, "warnings": warnings, "geometry": geometry}).encode()
     features = b"" if images.radiomics_F is None else images.radiomics_F.astype("<f8").tobytes()
     return b"".join(
         (len(header).to_bytes(HEADER_BYTES, "little"), header, images.ct_1DHW.astype("<f4").tobytes(), features)
@@ -241,8 +244,9 @@ def _decode(data: bytes, config: CtConfig, *, extract: bool) -> PreparedImages |
         if tuple(header["shape"]) != shape:
             return None
         warnings = tuple(from_json(Issue, warning) for warning in header["warnings"])
-    except (DocumentError, KeyError, TypeError, UsageError):
+        geometry = None if header["geometry"] is None else np.asarray(header["geometry"], np.float64)
+    except (DocumentError, KeyError, TypeError, ValueError, UsageError):
         return None
     ct = np.frombuffer(data, "<f4", count=count, offset=start).astype(np.float32).reshape(shape)
     radiomics = np.frombuffer(data, "<f8", offset=start + 4 * count).astype(np.float64) if extract else None
-    return PreparedImages(ct_1DHW=ct, warnings=warnings, radiomics_F=radiomics)
+    return PreparedImages(ct_1DHW=ct, warnings=warnings, radiomics_F=radiomics, geometry_G=geometry)

@@ -37,6 +37,7 @@ from tmi.toolkit.imaging.ct_resampling import StreamingResampler, prepare_ct
 from tmi.toolkit.imaging.volume import Grid, Volume, read_ct, read_mask
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
+from tmi.toolkit.preprocessing.clinical_features import numbers
 from tmi.toolkit.qc.check_registry import ALERTS
 from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
 from tmi.toolkit.radiomics.table import read_case_table, require_features
@@ -70,6 +71,10 @@ class PreparedCase:
     """Clinical record as text; empty if `clinical` is not an active modality."""
     warnings: tuple[Issue, ...]
     """Warnings of the checks, alerts included, and notes on how the inputs were obtained."""
+    numbers_V: Float[np.ndarray, " V"] | None = None
+    """Values of the record in the schema's order, NaN where missing; None if `clinical` is not an active modality."""
+    geometry_G: Float[np.ndarray, "6"] | None = None
+    """Voxels of the CT's file along D, H, W and their sizes in mm; None if no CT was read."""
     spans: tuple[Span, ...] = ()
     """When the preparation worked on which of `STAGES`; without gaps or overlap, in chronological order."""
 
@@ -158,6 +163,8 @@ def prepare_case(
         ct_1DHW=images.ct_1DHW,
         radiomics_F=radiomics_F,
         text=text,
+        numbers_V=None if record is None else numbers(record, schema),
+        geometry_G=images.geometry_G,
         warnings=tuple(issue.of_case(case.case_id) for issue in (*warnings, *images.warnings, *notes)),
         spans=tuple(timer.spans),
     )
@@ -233,7 +240,8 @@ def _prepare_images(
         radiomics_F = extracted.values_F
         warnings += extracted.issues(case.case_id)
         timer.lap("radiomics")
-    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F)
+    geometry_G = np.array([*ct.grid.shape_DHW, *ct.grid.spacing_DHW_mm], np.float64)
+    return PreparedImages(ct_1DHW=ct_1DHW, warnings=warnings, radiomics_F=radiomics_F, geometry_G=geometry_G)
 
 
 def _extract_radiomics(case: Case, ct: Volume, mask: Volume) -> ExtractedFeatures:

@@ -25,6 +25,7 @@ from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.clinical_features import clinical_inputs
 from tmi.toolkit.preprocessing.pipeline import prepare_case
+from tmi.toolkit.trust.measurements import GEOMETRY_SIZE
 
 IN_MEMORY_BYTES = 2 * 2**30
 """CT arrays larger than this are memory-mapped from a file."""
@@ -52,6 +53,8 @@ class CohortArrays:
     """Free-text report at the end of each text, empty where there is none; no element: no case has a report."""
     spans: tuple[tuple[tuple[str | None, int, int], ...], ...] = ()
     """Name, first character and one past the last of each field in each text; no element: unknown."""
+    geometry_NG: Float[np.ndarray, "N 6"] | None = None
+    """Voxels of each CT's file along D, H, W and their sizes in mm, NaN where unknown; None: unknown for all."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Row indices of the named cases."""
@@ -87,6 +90,7 @@ def prepare_cohort(
         ct = np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape)
     radiomics = np.full((len(cohort.cases), N_RADIOMICS), np.nan)
     numbers = np.full((len(cohort.cases), len(schema.fields)), np.nan)
+    geometry = np.full((len(cohort.cases), GEOMETRY_SIZE), np.nan)
     accepted: list[Case] = []
     texts: list[str] = []
     reports: list[str] = []
@@ -103,6 +107,8 @@ def prepare_cohort(
             if prepared is not None:
                 ct[len(accepted)] = prepared.ct_1DHW
                 radiomics[len(accepted)] = prepared.radiomics_F
+                if prepared.geometry_G is not None:
+                    geometry[len(accepted)] = prepared.geometry_G
             numbers[len(accepted)] = record.numbers_V
             accepted.append(case)
             texts.append(record.text)
@@ -120,6 +126,7 @@ def prepare_cohort(
         rejected=tuple(rejected),
         reports=tuple(reports),
         spans=tuple(spans),
+        geometry_NG=geometry[: len(accepted)],
     )
 
 

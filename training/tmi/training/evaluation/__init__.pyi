@@ -21,3 +21,7 @@ from .summary import TITLES as TITLES
 from .summary import format_metric as format_metric
 from .summary import optimism_note as optimism_note
 from .summary import write_summary as write_summary
+from .trust_fitting import EncoderFeatures as EncoderFeatures
+from .trust_fitting import encoder_features as encoder_features
+from .trust_fitting import fit_trust as fit_trust
+from .trust_fitting import write_trust as write_trust

@@ -1,7 +1,7 @@
 """Leakage checks that need the cohort.
 
-Patients are compared between the parts of a split, scaler and vocabulary are refitted on the recorded training cases,
-the saved models are run again, and images are compared across the parts of every split.
+Patients are compared between the parts of a split, scaler, vocabulary and trust statistics are refitted on the recorded
+training cases, the saved models are run again, and images are compared across the parts of every split.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tmi.training.data.fold_dataset import NO_ANONYMITY, train_vocabulary
 from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
 from tmi.training.leakage_audit.run_checks import AuditResult, check_origin
+from tmi.training.leakage_audit.trust_checks import check_trust
 
 PROBABILITY_TOLERANCE = 2e-3
 """Tolerance between a recorded probability and the saved model's; covers the error of TF32 on a GPU."""
@@ -76,6 +77,7 @@ def audit_cohort(run: RunFolder, arrays: CohortArrays, *, run_models: bool) -> l
         results.append(_labels(run, split, known))
         results.append(_scaler(run, split, arrays))
         results.append(_vocabulary(run, split, arrays))
+        results += check_trust(run, split, arrays, run_models=run_models)
         if run_models:
             results += _predictions(run, split, arrays)
     if not run_models:

@@ -22,9 +22,11 @@ from tmi.toolkit.models.registry import configured_model
 from tmi.toolkit.run_folder import FoldFolder, FoldSplit
 from tmi.toolkit.storage.bounded_files import WEIGHTS_BYTES
 from tmi.training.data.augmentation import write_augmentation_log
+from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
 from tmi.training.evaluation.fold_inference import load_fold_network, predict_cases
 from tmi.training.evaluation.fold_report import write_fold_report
+from tmi.training.evaluation.trust_fitting import write_trust
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
 from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, spawn_ranks, strip_mapped_ct
 from tmi.training.loop.freezing import FrozenFeatures, bypass_encoder, cacheable_encoders, encoder_cache_key
@@ -107,7 +109,7 @@ def train_fold(
         )
         write_augmentation_log(files.augmentation, records)
     # a new dataset without `features`: the saved model is evaluated on the original inputs
-    _report_fold(FoldDataset(arrays, split, config, tokenizer=data.tokenizer), files, config, checkpointing)
+    _report_fold(arrays, FoldDataset(arrays, split, config, tokenizer=data.tokenizer), files, checkpointing)
     shutil.rmtree(files.checkpoint.parent)
 
 
@@ -224,10 +226,13 @@ def _out_of_memory_as_error(config: Config, hardware: HardwareConfig, fold: int)
         ) from error
 
 
-def _report_fold(data: FoldDataset, files: FoldFolder, config: Config, checkpointing: BestEpochCheckpoint) -> None:
-    """Write predictions, calibration and metrics of the saved model, which is read back from its file."""
+def _report_fold(
+    arrays: CohortArrays, data: FoldDataset, files: FoldFolder, checkpointing: BestEpochCheckpoint
+) -> None:
+    """Write trust statistics, predictions, calibration and metrics of the saved model, which is read back."""
+    config, split = data.config, data.split
     network = load_fold_network(config, files)
-    split = data.split
+    write_trust(network, arrays, data, files)
     write_fold_report(
         data,
         files,

@@ -10,6 +10,7 @@ from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Prediction, alerts
+from tmi.runtime.serving.trust import NOT_ASSESSED, NOT_TRUSTED, trust_sentence
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.issues.issue import Issue
@@ -23,7 +24,7 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
     for line in _alert_lines(results):  # above the table, so that nobody reads a probability before them
         console.print(printable(line), style="bold", soft_wrap=True)
     print_listing(console, _listing(results, bundle.manifest))
-    for line in _notes(results):
+    for line in (*_notes(results), *_trust_lines(results)):
         console.print(printable(line), soft_wrap=True)
     console.print(
         f"engine {engine.name} ({engine.package}, {engine.precision}, {engine.threads} threads); "
@@ -87,6 +88,24 @@ def _alert_lines(results: Sequence[CaseResult]) -> list[str]:
     return lines
 
 
+def _trust_lines(results: Sequence[CaseResult]) -> list[str]:
+    """One line on the trust of all cases: their p-values, or why there are none."""
+    predicted = [r for r in results if isinstance(r, Prediction)]
+    assessed = [(r.case_id, r.trust) for r in predicted if r.trust is not None]
+    if not assessed:
+        return [NOT_ASSESSED] if predicted else []
+    if len(assessed) == 1:
+        return [f"trust: {trust_sentence(assessed[0][1])}"]
+    trust = assessed[0][1]
+    counts = f"{sum(t.verdict == NOT_TRUSTED for _, t in assessed)} of {len(assessed)} cases not trusted"
+    if trust.verdict == "too-few-cases":
+        return [f"trust: {trust_sentence(trust)}"]
+    return [
+        f"trust: {counts} at level {trust.level:g}, against {trust.cases} held-out training cases; p-values: "
+        + ", ".join(f"{case_id} {t.p_value:.3f}" for case_id, t in assessed)
+    ]
+
+
 def _without_count(notice: Issue) -> str:
     """Message without the number that it starts with, which differs between cases."""
     return notice.message if notice.count is None else notice.message.removeprefix(f"{notice.count} ")
@@ -132,6 +151,8 @@ def to_csv(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecor
         "seconds",
         "engine",
         "bundle",
+        "trust",
+        "trust_p_value",
     ]
     rows: list[dict[str, object]] = []
     for result in results:
@@ -143,6 +164,8 @@ def to_csv(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecor
                 "spread": repr(result.spread),
                 "warnings": ";".join(notice.code for notice in result.warnings),
                 "seconds": f"{result.seconds['total']:.3f}",
+                "trust": "not-assessed" if result.trust is None else result.trust.verdict,
+                "trust_p_value": "" if result.trust is None else repr(result.trust.p_value),
             }
             row |= {f"probability_{name}": repr(p) for name, p in result.probability.items()}
             row |= {f"fold{fold.fold}_{positive}": repr(fold.probability[positive]) for fold in result.folds}

@@ -1,0 +1,132 @@
+"""Trust of predictions: p-values against the training cases, in every document and on every engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from factories.tmi_command import tmi
+from tmi.runtime import Predictor
+from tmi.runtime.serving.results import document_schema
+from tmi.runtime.serving.trust import NOT_ASSESSED
+from tmi.toolkit.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def case(synthetic_cohort: Path) -> Path:
+    """A case that the statistics were fitted on."""
+    return sorted(p for p in synthetic_cohort.iterdir() if p.is_dir())[0]
+
+
+@pytest.fixture
+def strange_case(case: Path, tmp_path: Path) -> Path:
+    """The same case with half of its record missing and the other numbers at a tenth: another unit."""
+    folder = shutil.copytree(case, tmp_path / "strange")
+    record = json.loads((folder / "clinical.json").read_text())
+    values = record["values"]
+    for number, name in enumerate(sorted(values)):
+        if number % 2:
+            values[name] = None
+    (folder / "clinical.json").write_text(json.dumps(record))
+    return folder
+
+
+def predict(bundle: Path, *cases: Path, engine: str = "onnx", level: float | None = None):
+    with Predictor.open(bundle, engine=engine, threads=1, trust_level=level) as predictor:
+        return predictor.predict(cases)
+
+
+def test_known_case_is_trusted_and_a_strange_one_is_not(trusted_bundle, case, strange_case):
+    """The verdict is the joint p-value's, the decision of an untrusted case is `not-trusted`, its alert comes first."""
+    known, strange = predict(trusted_bundle, case, strange_case)
+    assert (known.trust.verdict, known.trust.cases) == ("trusted", 60)
+    assert known.decision in known.probability
+    assert strange.trust.verdict == strange.decision == strange.warnings[0].code == "not-trusted"
+    assert strange.trust.p_values["clinical"] == min(strange.trust.p_values.values()) <= 0.05
+    assert strange.trust.p_values["image"] == known.trust.p_values["image"]
+    assert "clinical 0.0" in strange.warnings[0].message
+
+
+def test_statistics_change_no_prediction(trusted_bundle, nano_bundle, case, strange_case):
+    """Probabilities with and without statistics are equal to the last bit."""
+    for assessed, plain in zip(
+        predict(trusted_bundle, case, strange_case), predict(nano_bundle, case, strange_case), strict=True
+    ):
+        assert assessed.probability == plain.probability
+        assert assessed.folds == plain.folds
+        assert plain.trust is None
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torchscript", "eager"])
+def test_every_engine_gives_the_same_verdict(trusted_bundle, case, strange_case, engine):
+    """Verdict and p-values of each engine are those of ONNX Runtime."""
+    cases = (case, strange_case)
+    expected = [result.trust for result in predict(trusted_bundle, *cases)]
+    found = [result.trust for result in predict(trusted_bundle, *cases, engine=engine)]
+    assert [trust.verdict for trust in found] == [trust.verdict for trust in expected]
+    for ours, reference in zip(found, expected, strict=True):
+        assert ours.p_values == pytest.approx(reference.p_values, abs=2 / 61)
+
+
+def test_level_decides(trusted_bundle, case):
+    """A p-value at the level is not trusted; a level below the smallest possible p-value is said to be too small."""
+    (result,) = predict(trusted_bundle, case)
+    (at_level,) = predict(trusted_bundle, case, level=result.trust.p_value)
+    assert at_level.decision == "not-trusted"
+    (too_small,) = predict(trusted_bundle, case, level=0.016)
+    assert too_small.trust.verdict == "too-few-cases"
+    assert too_small.decision in too_small.probability
+
+
+def test_level_without_statistics_is_rejected(nano_bundle, case):
+    """A level has no effect without statistics, so it is an error; so is a level that is no probability."""
+    with pytest.raises(UsageError, match="no statistics of its training cases"):
+        predict(nano_bundle, case, level=0.05)
+    outcome = tmi("predict", case, "--bundle", nano_bundle, "--engine", "onnx", "--trust-level", "0.1")
+    assert outcome.code == 2
+
+
+def test_level_is_a_probability(trusted_bundle, case):
+    """0 and 1 decide the same for every case."""
+    with pytest.raises(UsageError, match="no probability between 0 and 1"):
+        predict(trusted_bundle, case, level=1.0)
+
+
+def test_command_states_trust_first(trusted_bundle, nano_bundle, case, strange_case):
+    """Table, JSON and CSV have the verdict; a bundle without statistics is said not to assess trust."""
+    words = ("predict", case, strange_case, "--engine", "onnx", "--threads", 1, "--bundle")
+    table = tmi(*words, trusted_bundle).out
+    assert table.startswith("attention: strange: out of distribution")
+    assert "1 of 2 cases not trusted at level 0.05, against 60 held-out training cases" in table
+    document = tmi(*words, trusted_bundle, "--json").document
+    jsonschema.validate(document, document_schema())
+    assert document["alerts"][0]["code"] == "not-trusted"
+    assert document["bundle"]["trust"] == {"level": 0.05, "cases": 60}
+    assert [r["trust"]["verdict"] for r in document["results"]] == ["trusted", "not-trusted"]
+    assert NOT_ASSESSED in tmi(*words, nano_bundle).out
+    plain = tmi(*words, nano_bundle, "--json").document
+    jsonschema.validate(plain, document_schema())
+    assert [r["trust"] for r in plain["results"]] == [None, None]
+
+
+def test_log_is_resumed_at_its_level_only(trusted_bundle, case, tmp_path):
+    """A finished result depends on the level, so another level cannot continue its log."""
+    words = (
+        "predict",
+        case,
+        "--bundle",
+        trusted_bundle,
+        "--engine",
+        "onnx",
+        "--threads",
+        1,
+        "-o",
+        tmp_path / "r.jsonl",
+    )
+    assert tmi(*words).code == 0
+    assert tmi(*words, "--resume").code == 0
+    assert "another trust_level" in tmi(*words, "--resume", "--trust-level", 0.2).err

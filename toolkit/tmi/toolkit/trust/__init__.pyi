@@ -1,0 +1,11 @@
+from .measurements import GEOMETRY_SIZE as GEOMETRY_SIZE
+from .measurements import case_parts as case_parts
+from .measurements import volume_statistics as volume_statistics
+from .p_values import TRUST_LEVEL as TRUST_LEVEL
+from .p_values import Trust as Trust
+from .p_values import assess as assess
+from .p_values import require_level as require_level
+from .p_values import smallest_p_value as smallest_p_value
+from .statistics import JOINT as JOINT
+from .statistics import FoldTrust as FoldTrust
+from .statistics import PartStatistics as PartStatistics
