@@ -40,23 +40,26 @@ class Rebuild:
     """Number of files whose bytes are equal, without the manifest, which is equal too."""
 
 
-def compare_with_rebuild(bundle: Bundle, run: Path, *, progress: Progress = lambda line: None) -> Rebuild:
+def compare_with_rebuild(
+    bundle: Bundle, run: Path, *, calibration: Path | None = None, progress: Progress = lambda line: None
+) -> Rebuild:
     """Export a run again with the options of a bundle, and require the same bytes.
 
     Args:
         bundle: an opened bundle.
         run: folder of the run that it is said to be an export of.
+        calibration: cohort that the run was trained on, for a bundle with INT8 graphs.
         progress: called with one line for each step.
 
     Raises:
         UsageError: no such run, or the bundle holds what an export cannot repeat: TensorRT engines, or evidence of real
-            cases, which it does not contain.
+            cases, which it does not contain; or INT8 graphs, and `calibration` is not given or another cohort.
         DamagedError: the bundle differs from an export of the run, or the run was changed.
         UnavailableError: it differs, but this machine or its packages differ from those of the export.
         ParityError: the run's export does not pass its checks.
     """
     kinds = {kind for graph in bundle.manifest.graphs for kind in graph.artefacts}
-    _require_repeatable(bundle, kinds)
+    _require_repeatable(bundle, kinds, calibration)
     # The order of --engine is that of the parity records.
     order = list(dict.fromkeys(record.artefact for record in bundle.manifest.parity))
     artefacts = sorted(
@@ -67,16 +70,21 @@ def compare_with_rebuild(bundle: Bundle, run: Path, *, progress: Progress = lamb
     added = {name for addition in additions for name in addition.artefacts}
     with tempfile.TemporaryDirectory(prefix="tmi-rebuild-") as folder:
         out = Path(folder) / "bundle"
+        first = [name for name in artefacts if name not in added] or artefacts  # all were replaced
         again = export_run(
             run,
             out,
-            artefacts=[name for name in artefacts if name not in added] or artefacts,  # all were replaced
+            artefacts=first,
             weights=WEIGHTS in kinds,
-            settings=ExportSettings(created=bundle.manifest.created),
+            settings=ExportSettings(
+                created=bundle.manifest.created, calibration=calibration if INT8 in first else None
+            ),
             progress=progress,
         )
         for addition in additions:  # one after another, as they were made: the order of the records shows it
-            settings = ExportSettings(created=addition.created)
+            settings = ExportSettings(
+                created=addition.created, calibration=calibration if INT8 in addition.artefacts else None
+            )
             again = extend_bundle(
                 run, out, open_bundle, artefacts=addition.artefacts, force=True, settings=settings, progress=progress
             )
@@ -96,7 +104,7 @@ def compare_with_rebuild(bundle: Bundle, run: Path, *, progress: Progress = lamb
     )
 
 
-def _require_repeatable(bundle: Bundle, kinds: set[str]) -> None:
+def _require_repeatable(bundle: Bundle, kinds: set[str], calibration: Path | None) -> None:
     exported = {exporter.artefact for name, exporter in EXPORTERS.items() if name not in PLANS}
     others = sorted(kinds - exported - {WEIGHTS})
     if others:
@@ -104,10 +112,10 @@ def _require_repeatable(bundle: Bundle, kinds: set[str]) -> None:
             f"bundle {bundle.folder} holds {', '.join(others)}, which differs with every build",
             fix="compare a bundle without TensorRT engines: export the run with --engine onnx",
         )
-    if INT8 in kinds:
+    if INT8 in kinds and calibration is None:
         raise UsageError(
             f"bundle {bundle.folder} holds INT8 graphs, which cannot be repeated without their calibration cases",
-            fix="compare a bundle that was exported without --precision int8",
+            fix="name the cohort that the run was trained on with --cohort",
         )
     if REAL_CASES_FILE in bundle.manifest.files:
         raise UsageError(

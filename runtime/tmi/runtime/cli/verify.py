@@ -11,14 +11,15 @@ import typer
 
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, echo_json, make_console
-from tmi.toolkit.cli.inputs import limit_to_cores, require_run, resolve_bundle
+from tmi.toolkit.cli.inputs import limit_to_cores, require_paths, require_run, resolve_bundle
 from tmi.toolkit.cli.listing import print_listing
 from tmi.toolkit.cli.progress import show_steps
-from tmi.toolkit.errors import UnavailableError
+from tmi.toolkit.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from tmi.runtime.bundle.check_result import CheckResult
     from tmi.runtime.bundle.reader import Bundle
+    from tmi.runtime.serving.held_out import HeldOutRow
     from tmi.runtime.verification.verify import Verification
 
 SCHEMA = "tmi-verification/1"
@@ -56,6 +57,23 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run that the bundle was exported from: predict its held-out cases on each engine and compare AUC and "
+            "decisions with those that the training recorded.",
+            show_default=False,
+        ),
+    ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cohort that the run was trained on, for --run, and for --rebuild of a bundle with INT8. Default: "
+            "./cohort or tmi.toml's.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine. Default: all cores.", show_default=False)
     ] = None,
@@ -76,30 +94,66 @@ def verify(
         tmi verify ./bundle --all
         tmi verify ./bundle --engine openvino --key public.pem --json
         tmi verify ./bundle --rebuild ./runs/2026-01-31-tiny
+        tmi verify ./bundle --run ./runs/2026-01-31-tiny --cohort ./cohort --engine openvino-int8
     """
     from tmi.runtime.verification.verify import verify_bundle
 
-    if rebuild is not None:
-        require_run(rebuild)
+    for given in (rebuild, run):
+        if given is not None:
+            require_run(given)
+    cohort = _cohort(cohort, run=run, rebuild=rebuild)
     threads = limit_to_cores(threads, option="--threads")
     bundle = resolve_bundle(bundle)
     with show_steps("opening") as step:
         verification = verify_bundle(bundle, engines=engine or (), key=key, threads=threads, progress=step)
         rebuilt = None
         if rebuild is not None and verification.passed:
-            rebuilt = _compare_with_rebuild(verification.bundle, rebuild, step)
+            rebuilt = _compare_with_rebuild(verification.bundle, rebuild, cohort, step)
+        held_out: list[HeldOutRow] = []
+        if run is not None and verification.passed:
+            from tmi.runtime.serving.held_out import compare_held_out
+
+            assert cohort is not None  # `_cohort` requires it
+            held_out = compare_held_out(
+                verification.bundle, run, cohort, verification.engines, threads=threads, progress=step
+            )
     if as_json:
         from tmi.toolkit.storage.hashing import canonical_json
 
-        echo_json(canonical_json(_document(verification) | ({} if rebuilt is None else {"rebuild": vars(rebuilt)})))
+        document = _document(verification)
+        document |= {} if rebuilt is None else {"rebuild": vars(rebuilt)}
+        document |= {"held_out": [vars(row) for row in held_out]} if held_out else {}
+        echo_json(canonical_json(document))
     else:
         _print(verification, every=every)
+        if held_out:
+            from tmi.runtime.cli.tables.checks import held_out_table
+
+            print_listing(make_console(), held_out_table(held_out))
         if rebuilt is not None:
             echo(f"an export of run {rebuilt.run} gives the same bytes: {rebuilt.files} files and the manifest")
     _require_passed(verification)
 
 
-def _compare_with_rebuild(bundle: Bundle, run: Path, progress: Callable[[str], None]) -> Any:
+def _cohort(given: Path | None, *, run: Path | None, rebuild: Path | None) -> Path | None:
+    """The cohort of the run; None if there is none and only `--rebuild` may need it."""
+    if given is not None and run is None and rebuild is None:
+        raise UsageError("--cohort is for --run and --rebuild, and neither is given", fix="omit it, or add --run RUN")
+    require_paths(("--cohort", given))
+    if given is not None or (run is None and rebuild is None):
+        return given
+    from tmi.toolkit.cases.case import is_cohort
+    from tmi.toolkit.config.project import load_project
+
+    default = load_project().path("cohort")
+    if is_cohort(default):
+        return default
+    if run is not None:
+        raise UsageError("--run needs the cohort that the run was trained on", fix="name it with --cohort")
+    return None
+
+
+def _compare_with_rebuild(bundle: Bundle, run: Path, cohort: Path | None, progress: Callable[[str], None]) -> Any:
     """Call the function of the export that compares a bundle with its run, which the runtime does not import."""
     module, _, function = REBUILD.partition(":")
     try:
@@ -109,7 +163,7 @@ def _compare_with_rebuild(bundle: Bundle, run: Path, progress: Callable[[str], N
             f"tmi verify --rebuild needs the package {error.name}, which is not installed",
             fix="pip install 'tmi-clnet[export]'",
         ) from error
-    return compare(bundle, run, progress=progress)
+    return compare(bundle, run, calibration=cohort, progress=progress)
 
 
 def _require_passed(verification: Verification) -> None:

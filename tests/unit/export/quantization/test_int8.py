@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from factories.random_run import write_random_run
+from tmi.export.bundle import rebuild
 from tmi.export.checks.validation_set import CalibratedCase, RealCase, ValidationSet
 from tmi.export.graphs.partition import DistinctEncoder, FoldModels, GraphPartition, partition_run
 from tmi.export.quantization import int8_graphs, measuring
@@ -290,3 +291,22 @@ def test_no_cohort_is_a_typed_error(nano_run, tmp_path):
     unused = tmi("export", nano_run, "--engine", "onnx", "--calibration", nano_run, "--out", tmp_path / "bundle")
     assert unused.code == 2
     assert "--precision int8" in unused.err
+
+
+def test_rebuild_needs_the_cohort_and_calibrates_on_it(int8_bundle, nano_run, monkeypatch, tmp_path):
+    """`tmi verify --rebuild` of a bundle with INT8 exports again with the cohort, and asks for it if none is given."""
+    bundle, _ = int8_bundle
+    with pytest.raises(UsageError, match="cannot be repeated without their calibration cases") as error:
+        rebuild.compare_with_rebuild(bundle, nano_run)
+    assert "--cohort" in error.value.fix
+    asked = []
+
+    def export(*args, artefacts, settings, **options):
+        asked.append((artefacts, settings.calibration))
+        return bundle
+
+    monkeypatch.setattr(rebuild, "export_run", export)
+    assert rebuild.compare_with_rebuild(bundle, nano_run, calibration=tmp_path).files == len(bundle.manifest.files)
+    (artefacts, calibration), *_ = asked
+    assert "onnx-int8" in artefacts
+    assert calibration == tmp_path

@@ -3,6 +3,7 @@ from .benchmark import stages_table as stages_table
 from .benchmark import times_table as times_table
 from .checks import checks_table as checks_table
 from .checks import failures_table as failures_table
+from .checks import held_out_table as held_out_table
 from .checks import summary_table as summary_table
 from .predictions import print_table as print_table
 from .predictions import to_csv as to_csv

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tmi.runtime.bundle.check_result import CheckResult
+from tmi.runtime.serving.held_out import HeldOutRow
 from tmi.toolkit.cli.listing import Column, Listing
 
 FAILED = (
@@ -33,6 +34,17 @@ ENGINES = (
     Column("x float32", right=True, drop=2),
     Column("result"),
 )
+HELD_OUT = (
+    Column("engine"),
+    Column("precision", drop=1),
+    Column("cases", right=True, drop=2),
+    Column("AUC", right=True),
+    Column("difference", right=True),
+    Column("largest |p - p0|", right=True),
+    Column("allowed", right=True, drop=3),
+    Column("beyond", right=True),
+    Column("decisions flipped", right=True),
+)
 
 
 def summary_table(records: Sequence[CheckResult]) -> Listing:
@@ -53,6 +65,25 @@ def summary_table(records: Sequence[CheckResult]) -> Listing:
         status = "ok" if passed == len(members) else "FAILED"
         rows.append((engine, f"{passed} of {len(members)}", closest, multiple, status))
     return Listing(columns=ENGINES, rows=rows, keys=1)
+
+
+def held_out_table(held_out: Sequence[HeldOutRow]) -> Listing:
+    """One row for the recorded held-out predictions, one for each engine."""
+    rows = [
+        (
+            row.engine,
+            row.precision,
+            str(row.cases),
+            "-" if row.auc is None else f"{row.auc:.4f}",
+            "-" if row.auc_difference is None else f"{row.auc_difference:+.4f}",
+            _format(row.largest_difference),
+            _format(row.allowed),
+            str(row.beyond),
+            str(row.flips),
+        )
+        for row in held_out
+    ]
+    return Listing(columns=HELD_OUT, rows=rows, title="held-out cases, each by the fold that holds it out", keys=1)
 
 
 def failures_table(records: Sequence[CheckResult]) -> Listing:
