@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -50,6 +50,8 @@ from tmi.training.comparison.plan import RUNS
 from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
 
 if TYPE_CHECKING:
+    from tmi.toolkit.cases.case import Cohort
+    from tmi.training.comparison.external import ExternalEvaluation
     from tmi.training.comparison.plan import Plan, PlannedRun
     from tmi.training.comparison.runner import ComparisonRuns
     from tmi.training.loop.run_spec import RunSpec
@@ -70,6 +72,10 @@ def compare(
     ] = "all",
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Key of a row to train; repeatable. Default: all.")
+    ] = None,
+    external: Annotated[
+        Path | None,
+        typer.Option("--external", help="Cohort of other patients that every row's models predict after training."),
     ] = None,
     preset: Preset = None,
     folds: Folds = None,
@@ -98,6 +104,7 @@ def compare(
         tmi compare cohort/ --table 1 --preset tiny --folds 3 --out comparison
         tmi compare cohort/ --table 1 --model svm --model rf --preset tiny --folds 3
         tmi compare cohort/ --table all --preset tiny --folds 3 --epochs 20
+        tmi compare cohort/ --table baselines --preset tiny --external other-hospital/
         tmi compare records/ --table clinical --preset tiny --folds 5
         tmi compare records/ --table clinical --preset tiny --folds 5 --text-weights reading/ --freeze text
     """
@@ -108,15 +115,19 @@ def compare(
     if table == CLINICAL.number:
         config = override(config, CLINICAL_OVERRIDES)
     require_hardware_options(accelerator, devices, parallel_folds=parallel_folds)
-    require_paths(("cohort", cohort), *weight_paths(ct_weights, text_weights, vocab, schema))
+    require_paths(("cohort", cohort), ("--external", external), *weight_paths(ct_weights, text_weights, vocab, schema))
     _require_comparison(out)
     fields = cohort_schema(schema, project, folder)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )
     data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
+    outside = None if external is None else open_cohort(external, mask_label=parse_mask_label(mask_label))
+    from tmi.training.comparison.external import require_external
     from tmi.training.comparison.plan import make_plan, select_tables
 
+    if outside is not None:
+        require_external(data, outside)
     plan = make_plan(
         config,
         select_tables(table),
@@ -137,6 +148,7 @@ def compare(
     for line in plan.not_applied:
         echo(line, err=True)
     options = {
+        "external": external,
         "preset": preset_name,
         "folds": folds,
         "epochs": epochs,
@@ -168,8 +180,9 @@ def compare(
             cache=None if no_cache else PreparedCache(),
         )
         trained = _train(plan, spec)
-        _report(plan, trained, data, out, command)
-    if trained.failed or trained.rejected:
+        evaluation = None if outside is None else _evaluate(trained, outside, spec)
+        _report(plan, trained, data, out, command, evaluation)
+    if trained.failed or trained.rejected or (evaluation is not None and evaluation.rejected):
         raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
 
 
@@ -226,16 +239,47 @@ def _command_line(
     return " ".join([*parts, *(f"--set {quote(s)}" for s in settings), "--out DIR"])
 
 
-def _report(plan: Plan, trained: ComparisonRuns, data: Any, out: Path, command: str) -> None:
+def _evaluate(trained: ComparisonRuns, external: Cohort, spec: RunSpec) -> ExternalEvaluation:
+    """Predict the external cohort with every run; Ctrl-C ends the command, and the same command repeats this part."""
+    from tempfile import TemporaryDirectory
 
+    from tmi.training.comparison.external import evaluate_external
+
+    try:
+        with (
+            show_progress(transient=False) as progress,
+            TemporaryDirectory(dir=spec.out, prefix=".external-") as scratch,
+        ):
+            bar = progress.add("external cohort", len(trained.runs), unit="runs", announce=True)
+
+            def on_run(key: str) -> None:
+                progress.line(f"{key}: external cohort", event="external", run=key)
+                bar.advance()
+
+            return evaluate_external(trained.runs, external, scratch=Path(scratch), cache=spec.cache, on_run=on_run)
+    except KeyboardInterrupt:
+        echo(f"interrupted; continue with the same command and --out {spec.out}", err=True, level=logging.WARNING)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+
+
+def _report(
+    plan: Plan,
+    trained: ComparisonRuns,
+    data: Cohort,
+    out: Path,
+    command: str,
+    external: ExternalEvaluation | None,
+) -> None:
     from tmi.training.comparison.report import write_report
 
     with show_steps("writing the report"):
-        written = write_report(plan, trained, data, out, command=command)
+        written = write_report(plan, trained, data, out, command=command, external=external)
     for key, why in trained.failed.items():
         echo(f"failed   {key}: {why}", err=True, level=logging.ERROR)
     if trained.rejected:
         echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True, level=logging.WARNING)
+    for error in external.rejected if external is not None else ():
+        echo(f"external case left out: {error}", err=True, level=logging.WARNING)
     for line in written.closing_lines:
         echo(line)
     echo(f"report   {written.html}", f"tables   {written.markdown}")

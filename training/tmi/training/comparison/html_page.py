@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tmi.training.comparison import plots
+from tmi.training.comparison.external_table import caption, external_rows
 from tmi.training.comparison.formatting import TableEntry, interval_rows, metric_rows, paired_test_rows
 from tmi.training.comparison.paper_tables import Table
 from tmi.training.comparison.report_content import ReportContent
@@ -75,6 +76,8 @@ def _section(
     tests = paired_test_rows(rows)
     if tests[1]:
         parts += [f"<p>{escape(content.test_caption)}</p>", _table(*tests)]
+    if content.external is not None:
+        parts += [f"<p>{escape(caption(content.external))}</p>", _table(*external_rows(rows, content.external))]
     named = [(entry.row.label, entry.result) for entry in rows if entry.result is not None]
     if not named:
         return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tmi.training.comparison.external_table import caption, external_rows
 from tmi.training.comparison.formatting import interval_rows, metric_rows, paired_test_rows
 from tmi.training.comparison.report_content import ReportContent
 
@@ -27,6 +28,8 @@ def as_markdown(content: ReportContent) -> str:
         tests = paired_test_rows(rows)
         if tests[1]:
             lines += ["", content.test_caption, "", *_table(*tests)]
+        if content.external is not None:
+            lines += ["", caption(content.external), "", *_table(*external_rows(rows, content.external))]
     if content.ceilings[1]:
         lines += ["", f"## {content.ceiling_title}", "", *(f"> {note}\n" for note in content.labels)]
         lines += [

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.storage.atomic_files import write_json, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.serialization import to_json
+from tmi.training.comparison.external import ExternalEvaluation
+from tmi.training.comparison.external_table import external_columns, external_rows
 from tmi.training.comparison.formatting import csv_rows, format_mean_std
 from tmi.training.comparison.html_page import as_html
 from tmi.training.comparison.markdown import as_markdown
@@ -31,7 +34,15 @@ class WrittenReport:
     """Lines that summarise the result."""
 
 
-def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path, *, command: str) -> WrittenReport:
+def write_report(
+    plan: Plan,
+    trained: ComparisonRuns,
+    cohort: Cohort,
+    out: Path,
+    *,
+    command: str,
+    external: ExternalEvaluation | None = None,
+) -> WrittenReport:
     """Write the report; failed runs are listed with their errors.
 
     Args:
@@ -40,16 +51,28 @@ def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path,
         cohort: the cohort; its patients and, if it is synthetic, its performance ceilings.
         out: folder of the comparison.
         command: command line that reproduces the report.
+        external: results on an external cohort, if one was named.
     """
     patients = {case.case_id: case.patient_id or case.case_id for case in cohort.cases}
     results, weights_RN = read_results(trained.runs, patients)
     tests = compare_with_reference(results)
-    content = build_report(plan, results, tests, trained.failed, cohort, ceilings(cohort, results), command=command)
+    content = build_report(
+        plan,
+        results,
+        tests,
+        trained.failed,
+        cohort,
+        ceilings(cohort, results),
+        command=command,
+        external=external,
+    )
     html, markdown = out / "report.html", out / "tables.md"
     write_text(markdown, as_markdown(content))
     write_text(html, as_html(content, weights_RN))
     for table, rows in content.tables:
         lines = csv_rows(table, rows)
+        if external is not None:
+            lines = [a | b for a, b in zip(lines, external_columns(rows, external), strict=True)]
         columns = list(lines[0])
         write_text(
             out / (f"table{table.number}.csv" if isinstance(table.number, int) else f"{table.number}.csv"),
@@ -72,10 +95,20 @@ def write_report(plan: Plan, trained: ComparisonRuns, cohort: Cohort, out: Path,
                 }
                 for run in plan.runs
             },
+            "external": None if external is None else _external_document(external),
             "behind": {f"{number}/{key}": run for (number, key), run in plan.run_of_row.items()},
         },
     )
     return WrittenReport(html=html, markdown=markdown, closing_lines=_closing_lines(content))
+
+
+def _external_document(external: ExternalEvaluation) -> dict[str, Any]:
+    return {
+        "fingerprint": external.fingerprint,
+        "cases": len(next(iter(external.results.values())).case_ids) if external.results else 0,
+        "rejected": sorted(error.case_id or "" for error in external.rejected),
+        "failed": dict(external.failed),
+    }
 
 
 def _closing_lines(content: ReportContent) -> tuple[str, ...]:
@@ -95,4 +128,6 @@ def _closing_lines(content: ReportContent) -> tuple[str, ...]:
             f"{format_mean_std('accuracy', ours.result)} %, AUC {format_mean_std('roc_auc', ours.result)} "
             f"(rank {rank} by AUC)"
         )
+        if content.external is not None:
+            lines += [f"external {row[0]}: AUC {row[1]}" for row in external_rows(rows, content.external)[1] if row[2]]
     return (content.verdict, *lines, *content.conclusion, *content.labels)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.synthetic.cohort import is_synthetic
+from tmi.training.comparison.external import ExternalEvaluation
 from tmi.training.comparison.formatting import (
     TableEntry,
     conclusion,
@@ -70,6 +71,8 @@ class ReportContent:
     """Header and rows of that section's table; no rows for a real cohort."""
     conclusion: tuple[str, ...]
     """Sentences on whether fusion is above the single modalities."""
+    external: ExternalEvaluation | None = None
+    """Results on the external cohort, if one was named."""
 
 
 def build_report(
@@ -81,6 +84,7 @@ def build_report(
     allowed: tuple[PerformanceCeiling, ...],
     *,
     command: str,
+    external: ExternalEvaluation | None = None,
 ) -> ReportContent:
     """Build the content from the results.
 
@@ -92,6 +96,7 @@ def build_report(
         cohort: the cohort.
         allowed: performance ceilings of a synthetic cohort; empty for a real one.
         command: command line that reproduces the report.
+        external: results on an external cohort, if one was named.
     """
     base = next(run.config for run in plan.runs if run.key == REFERENCE_MODEL)
     labels = tuple(note for note in (SYNTHETIC if is_synthetic(cohort.folder) else "", optimism_note(base)) if note)
@@ -135,6 +140,7 @@ def build_report(
         "of the synthetic cohort; the AUC of the true posterior on these cases; and the AUC that was reached.",
         ceilings=_ceiling_rows(allowed, n_cases),
         conclusion=tuple(conclusion(results, tests)),
+        external=external,
     )
 
 

@@ -47,7 +47,15 @@ class Batch:
 
 
 class FoldDataset:
-    """Batches of one fold, scaled and tokenised with the scaler and tokenizer of its training part."""
+    """Batches of one fold, scaled and tokenised with the scaler and tokenizer of its training part.
+
+    Args:
+        arrays: the cohort; another one than the fold's if scaler and tokenizer are given.
+        split: the fold.
+        config: settings of the run.
+        tokenizer: trained tokenizer; None trains one on the fold's training part.
+        scaler: fitted scaler; None fits one on the fold's training part.
+    """
 
     def __init__(
         self,
@@ -60,12 +68,7 @@ class FoldDataset:
     ) -> None:
         self.config = config
         self.split = split
-        train = arrays.rows(split.train)
-        # "cohort" reproduces the released code and leaks held-out cases into the scaler
-        fit_on_cohort = config.radiomics.fit_on == "cohort"
-        self.scaler = scaler or RadiomicsScaler.fit(
-            arrays.radiomics_NF[:] if fit_on_cohort else arrays.radiomics_NF[train], config.radiomics
-        )
+        self.scaler = scaler or _fitted_scaler(arrays, split, config)
         self.tokenizer = tokenizer or train_vocabulary(arrays, split.train, _vocab_size(config))
         self.features: dict[str, Mapping[int, np.ndarray]] = {}
         """Encoder (`ct`, `text`) -> row -> output of the frozen encoder, which then replaces the input."""
@@ -163,6 +166,12 @@ class FoldDataset:
         if len(batches) > 1 and len(batches[-1]) < min_cases:
             batches[-2].extend(batches.pop())
         return [tuple(batch) for batch in batches]
+
+
+def _fitted_scaler(arrays: CohortArrays, split: FoldSplit, config: Config) -> RadiomicsScaler:
+    # "cohort" reproduces the released code and leaks held-out cases into the scaler
+    rows = slice(None) if config.radiomics.fit_on == "cohort" else arrays.rows(split.train)
+    return RadiomicsScaler.fit(arrays.radiomics_NF[rows], config.radiomics)
 
 
 def train_vocabulary(

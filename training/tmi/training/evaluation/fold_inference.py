@@ -1,4 +1,4 @@
-"""Inference with the saved model of a fold on cases of its cohort."""
+"""Inference with the saved model of a fold on cases of its cohort, or of another one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def predict_cases(network: nn.Module, data: FoldDataset, case_ids: tuple[str, ..
 def predict_fold(
     config: Config, files: FoldFolder, split: FoldSplit, arrays: CohortArrays, case_ids: tuple[str, ...]
 ) -> Predictions:
-    """Predictions from the saved scaler, tokenizer and weights of a fold."""
+    """Predictions from the saved scaler, tokenizer and weights of a fold; `arrays` may be those of another cohort."""
     if configured_model(config).trainer == "sklearn":
         return predict_estimator(config, load(files.model), arrays, case_ids)
     data = FoldDataset(
