@@ -42,5 +42,6 @@ def test_tiny_preset_becomes_fp16_plans_for_sm80(tmp_path):
     for name, plan in plans.items():
         row = next(line for line in shown.splitlines() if line.startswith(f"│ trt-rtx │ {name} "))
         assert [cell.strip() for cell in row.split("│")[5:7]] == [
-            str(plan[f"layers_in_{t}"]) for t in ("half", "float")
+            str(plan.layers_in_half),
+            str(plan.layers_in_float),
         ]
