@@ -60,7 +60,7 @@ PUBLIC_NAMES = {
         WORKER
     """,
     "tmi.runtime.cli.tables": """
-        checks_table emulation_lines engines_table failures_table plans_table print_table
+        checks_table emulation_lines engines_table failures_table held_out_table plans_table print_table
         print_timing stages_table summary_table times_table to_csv
     """,
     "tmi.runtime.engines": """
@@ -91,15 +91,15 @@ PUBLIC_NAMES = {
         build_app read_token tls_context
     """,
     "tmi.runtime.serving": """
-        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS InferencePipeline
+        ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline
         Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts
         NOT_ASSESSED NOT_TRUSTED
-        chosen_by_auto document open_selected_engine resolve_cases result_from_json result_log_path result_to_json
+        chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path result_to_json
         stages_match_total sum_stages trust_sentence unaccounted_seconds
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE
-        SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs
+        REFERENCE_MARGIN SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs
         check_preprocessing compare_metadata engine_times failure_summary golden_config golden_count
         golden_from_manifest largest_batch load_failure make_golden measure_engines output_metadata read_golden_case
         read_references relative_error require_survived_trial run_self_test text_digest trimmed
@@ -199,7 +199,7 @@ PUBLIC_NAMES = {
         unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
-        Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs is_synthetic make_cohort modality_subsets
+        Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs empirical_auc is_synthetic make_cohort modality_subsets
         render sample_body
     """,
     "tmi.toolkit.trust": """

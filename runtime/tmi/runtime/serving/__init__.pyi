@@ -1,3 +1,5 @@
+from .held_out import HeldOutRow as HeldOutRow
+from .held_out import compare_held_out as compare_held_out
 from .input_warnings import BUNDLE_WARNINGS as BUNDLE_WARNINGS
 from .input_warnings import FEATURE_ALERTS as FEATURE_ALERTS
 from .input_warnings import FEATURE_WARNINGS as FEATURE_WARNINGS

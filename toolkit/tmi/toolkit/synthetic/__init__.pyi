@@ -2,6 +2,7 @@ from .cohort import SYNTHETIC_NOTICE as SYNTHETIC_NOTICE
 from .cohort import TRUTH_FILE as TRUTH_FILE
 from .cohort import is_synthetic as is_synthetic
 from .cohort import make_cohort as make_cohort
+from .generative_model import empirical_auc as empirical_auc
 from .generative_model import modality_subsets as modality_subsets
 from .phantom import Grid as Grid
 from .phantom import disease_signs as disease_signs
