@@ -94,7 +94,8 @@ PUBLIC_NAMES = {
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline
         Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts
         NOT_ASSESSED NOT_TRUSTED
-        chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path result_to_json
+        chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path
+        result_to_json
         stages_match_total sum_stages trust_sentence unaccounted_seconds
     """,
     "tmi.runtime.verification": """

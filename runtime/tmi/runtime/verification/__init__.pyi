@@ -14,8 +14,8 @@ from .outputs import FLOAT64_PREFIX as FLOAT64_PREFIX
 from .outputs import PIPELINE as PIPELINE
 from .outputs import Outputs as Outputs
 from .parity import BOUNDS as BOUNDS
-from .parity import REFERENCE_MARGIN as REFERENCE_MARGIN
 from .parity import ENGINE_ERRORS as ENGINE_ERRORS
+from .parity import REFERENCE_MARGIN as REFERENCE_MARGIN
 from .parity import check_engine as check_engine
 from .parity import check_outputs as check_outputs
 from .parity import relative_error as relative_error
