@@ -24,13 +24,15 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
     for line in _alert_lines(results):  # above the table, so that nobody reads a probability before them
         console.print(printable(line), style="bold", soft_wrap=True)
     print_listing(console, _listing(results, bundle.manifest))
-    for line in (*_notes(results), *_trust_lines(results)):
+    for line in _notes(results):
         console.print(printable(line), soft_wrap=True)
     console.print(
         f"engine {engine.name} ({engine.package}, {engine.precision}, {engine.threads} threads); "
         f"bundle {bundle.digest[:16]}",
         soft_wrap=True,
     )
+    for line in _trust_lines(results):
+        console.print(printable(line), soft_wrap=True)
     console.print(RESEARCH_USE, soft_wrap=True)
 
 
