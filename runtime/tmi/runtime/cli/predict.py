@@ -96,10 +96,12 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a FILE that was not finished.")] = False,
     timing: Annotated[bool, typer.Option("--timing", help="Print the time of each stage.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 also for a prediction with an alert.")] = False,
 ) -> None:
     """Predict the prognosis of cases with a bundle. For research use only.
 
-    A rejected case does not stop the others; the exit code is then 3.
+    A rejected case does not stop the others; the exit code is then 3. The decision of a prediction with an alert is
+    withheld: not-trusted or not-decided.
 
     Examples:
 
@@ -150,7 +152,7 @@ def predict(
             if timing:
                 print_timing(results)
             _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
-        if any(isinstance(r, RejectedCase) for r in results):
+        if any(isinstance(r, RejectedCase) or (strict and r.reasons) for r in results):
             raise typer.Exit(int(ExitCode.REJECTED))
 
 

@@ -8,8 +8,15 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.inference.ensemble import fold_std, probabilities, softmax
-from tmi.runtime.serving.results import CaseResult, FoldPrediction, Prediction, RejectedCase
-from tmi.runtime.serving.trust import NOT_TRUSTED, trust_issue
+from tmi.runtime.serving.results import (
+    ALERTS,
+    CaseResult,
+    FoldPrediction,
+    Prediction,
+    RejectedCase,
+    withheld_decision,
+)
+from tmi.runtime.serving.trust import trust_issue
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.trust.p_values import Trust
@@ -44,10 +51,11 @@ def to_prediction(
         engine: name of the engine that computed the logits.
         notices: notices of the case.
         reused: branches whose features came from the embedding cache.
-        trust: p-values of the case; the decision of one that is out of distribution is `not-trusted`.
+        trust: p-values of the case.
 
     Returns:
-        The prediction; a rejected case if a logit is not finite.
+        The prediction, whose decision is withheld if a notice is an alert and the bundle has trust statistics; a
+        rejected case if a logit is not finite.
     """
     if not np.isfinite(logits_1FK).all():
         message = f"the network's output on engine {engine} is not finite"
@@ -56,7 +64,11 @@ def to_prediction(
     mean_K = probabilities(logits_1FK)[0]  # mean over folds of each fold's softmax, not softmax of the mean logits
     is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
     alert = trust_issue(trust, case_id)
+    notices = notices if alert is None else (alert, *notices)
+    reasons = tuple(dict.fromkeys(notice.code for notice in notices if notice.code in ALERTS))
     decision = manifest.classes[manifest.positive if is_positive else 1 - manifest.positive]
+    if manifest.trust is not None:  # bundles of earlier versions keep the decisions that they have always given
+        decision = withheld_decision(reasons) or decision
 
     def by_class(p_K: NDArray[np.float64]) -> dict[str, float]:
         return {name: float(p) for name, p in zip(manifest.classes, p_K, strict=True)}
@@ -69,8 +81,9 @@ def to_prediction(
             for fold, p_K in zip(manifest.folds, softmax(logits_1FK)[0], strict=True)
         ),
         spread=float(fold_std(logits_1FK, manifest.positive)[0]),
-        decision=decision if alert is None else NOT_TRUSTED,
-        warnings=notices if alert is None else (alert, *notices),
+        decision=decision,
+        reasons=reasons,
+        warnings=notices,
         engine=engine,
         bundle=digest,
         seconds={},

@@ -30,6 +30,8 @@ COPIES = "copies"
 UNLIKE_TRAINING, INCOMPLETE = "unlike-training", "radiomics-incomplete"
 ALERTS: tuple[str, ...] = (NOT_TRUSTED, *sorted(CHECK_ALERTS, reverse=True), UNLIKE_TRAINING, INCOMPLETE)
 """Codes of the warnings that stand first: in `Prediction.warnings`, in the document, above the table, in a report."""
+NOT_DECIDED = "not-decided"
+"""Decision of a prediction with an alert, unless `not-trusted` is its only one."""
 OLD_FIX = "see the table of codes (docs/checks.md)"
 """Fix of a warning of `tmi-prediction/1`, which had none."""
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
@@ -63,8 +65,8 @@ class Prediction:
         probability: class name (`good`, `bad`) -> probability, mean over the folds.
         folds: prediction of each fold's model.
         spread: standard deviation over the folds of the positive class's probability.
-        decision: class name: `bad` if its probability is at least the bundle's threshold; `not-trusted` for a case
-            that is out of distribution.
+        decision: class name: `bad` if its probability is at least the bundle's threshold; `not-trusted` or
+            `not-decided` if the decision is withheld.
         warnings: warnings and notes about the input and the model; alerts come first.
         engine: name of the engine that computed the prediction.
         bundle: SHA-256 of the bundle's manifest.
@@ -72,6 +74,7 @@ class Prediction:
         overlapped: seconds of the same stages that overlapped other work.
         reused: branches whose features came from the embedding cache.
         trust: p-values of the case against the training cases; None: not assessed.
+        reasons: codes of the alerts; the decision is withheld for them, except with a bundle without trust statistics.
     """
 
     case_id: str
@@ -83,7 +86,8 @@ class Prediction:
     spread: float
     """Population standard deviation over the folds of the positive class's probability."""
     decision: str
-    """Class name: the positive class if its probability is at least the bundle's threshold; or `not-trusted`."""
+    """Class name: the positive class if its probability is at least the bundle's threshold; or `not-trusted`,
+    or `not-decided`."""
     warnings: tuple[Issue, ...]
     """Warnings and notes about the input and the model."""
     engine: str
@@ -100,6 +104,8 @@ class Prediction:
     trust: Trust | None = None
     """p-values of the case against the training cases; None: the bundle has no statistics, and trust was not
     assessed."""
+    reasons: tuple[str, ...] = ()
+    """Codes of the alerts. The decision is withheld for them, except with a bundle without trust statistics."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as in the document of `tmi predict --json`, with a `status` of `predicted`."""
@@ -150,6 +156,11 @@ class RejectedCase:
 
 
 CaseResult = Prediction | RejectedCase
+
+
+def withheld_decision(reasons: Sequence[str]) -> str | None:
+    """Decision of a prediction with alerts of these codes: `not-trusted`, `not-decided`, or None without an alert."""
+    return None if not reasons else NOT_TRUSTED if set(reasons) == {NOT_TRUSTED} else NOT_DECIDED
 
 
 def alerts(results: Sequence[CaseResult]) -> list[tuple[str, Issue]]:

@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
+from factories.planted_faults import manifest_at
 from factories.tmi_command import tmi
 from tmi.runtime import Predictor
-from tmi.runtime.serving.results import document_schema
+from tmi.runtime.serving.postprocessing import to_prediction
+from tmi.runtime.serving.results import ALERTS, document_schema
 from tmi.runtime.serving.trust import NOT_ASSESSED
 from tmi.toolkit.errors import UsageError
+from tmi.toolkit.issues.issue import Issue
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +45,11 @@ def predict(bundle: Path, *cases: Path, engine: str = "onnx", level: float | Non
 
 
 def test_known_case_is_trusted_and_a_strange_one_is_not(trusted_bundle, case, strange_case):
-    """The verdict is the joint p-value's, the decision of an untrusted case is `not-trusted`, its alert comes first."""
+    """The verdict is the joint p-value's; an untrusted case has an alert, which comes first."""
     known, strange = predict(trusted_bundle, case, strange_case)
     assert (known.trust.verdict, known.trust.cases) == ("trusted", 60)
-    assert known.decision in known.probability
-    assert strange.trust.verdict == strange.decision == strange.warnings[0].code == "not-trusted"
+    assert (known.reasons, known.decision) == (("unlike-training",), "not-decided")  # the scaler is a random one
+    assert strange.trust.verdict == strange.reasons[0] == strange.warnings[0].code == "not-trusted"
     assert strange.trust.p_values["clinical"] == min(strange.trust.p_values.values()) <= 0.05
     assert strange.trust.p_values["image"] == known.trust.p_values["image"]
     assert "clinical 0.0" in strange.warnings[0].message
@@ -76,10 +80,10 @@ def test_level_decides(trusted_bundle, case):
     """A p-value at the level is not trusted; a level below the smallest possible p-value is said to be too small."""
     (result,) = predict(trusted_bundle, case)
     (at_level,) = predict(trusted_bundle, case, level=result.trust.p_value)
-    assert at_level.decision == "not-trusted"
+    assert at_level.reasons == ("not-trusted", *result.reasons)
     (too_small,) = predict(trusted_bundle, case, level=0.016)
     assert too_small.trust.verdict == "too-few-cases"
-    assert too_small.decision in too_small.probability
+    assert too_small.reasons == result.reasons
 
 
 def test_level_without_statistics_is_rejected(nano_bundle, case):
@@ -130,3 +134,36 @@ def test_log_is_resumed_at_its_level_only(trusted_bundle, case, tmp_path):
     assert tmi(*words).code == 0
     assert tmi(*words, "--resume").code == 0
     assert "another trust_level" in tmi(*words, "--resume", "--trust-level", 0.2).err
+
+
+@pytest.mark.parametrize(
+    ("codes", "decision"),
+    [
+        ([], "bad"),
+        (["radiomics-extracted"], "bad"),
+        (["not-trusted"], "not-trusted"),
+        (["unlike-training"], "not-decided"),
+        (["clinical-incomplete", "radiomics-clipped"], "not-decided"),
+        (["not-trusted", "liver-place"], "not-decided"),
+    ],
+)
+def test_alert_withholds_the_decision(trusted_bundle, nano_bundle, codes, decision):
+    """A bundle with statistics gives no class to a case with an alert; one without keeps its decisions."""
+    notices = tuple(Issue.of(code, "message", "fix") for code in codes)
+    logits = np.array([[[0.0, 1.0], [0.0, 1.0]]], np.float32)
+    for bundle, expected in ((trusted_bundle, decision), (nano_bundle, "bad")):
+        result = to_prediction(
+            "P1", logits, manifest=manifest_at(bundle), digest="0" * 64, engine="onnx", notices=notices
+        )
+        assert result.decision == expected
+        assert result.reasons == tuple(code for code in codes if code in ALERTS)
+        assert result.probability["bad"] == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_strict_ends_with_3_for_a_withheld_decision(trusted_bundle, strange_case):
+    """Without `--strict` a withheld decision is a result (exit code 0)."""
+    words = ("predict", strange_case, "--bundle", trusted_bundle, "--engine", "onnx", "--threads", 1)
+    assert tmi(*words).code == 0
+    strict = tmi(*words, "--strict")
+    assert strict.code == 3
+    assert "not-decided" in strict.out
