@@ -18,6 +18,7 @@ PACKAGES = ("toolkit", "runtime", "training", "export")
 PUBLIC_NAMES = {
     "tmi.export.bundle": """
         ExportSettings INT8_PRECISION with_int8 add_to_bundle build_bundle check_request export_run require_addable
+        tries_int8
     """,
     "tmi.export.checks": """
         AuditedGraph CalibratedCase Progress RealCase ValidationSet audit_file audit_fold_files audit_stored_weights

@@ -36,6 +36,8 @@ class ExportSettings:
     calibration: Path | None = None
     """Cohort that the run was trained on, on whose training cases INT8 graphs are calibrated. Only hashes of them are
     stored in the bundle."""
+    int8_optional: bool = False
+    """Whether a bundle is written without INT8 graphs, with the reason, if they fail a check or are not calibrated."""
     precision: str | None = None
     """Precision of TensorRT engines, a key of `tmi.export.tensorrt.precision_choice.PRECISIONS`; None: that of the
     bundle's typed graphs, if it has any, else `DEFAULT_PRECISION`."""
@@ -79,6 +81,8 @@ class ExportContext:
     """The run's graphs. Set by `partition`."""
     models: FoldModels | None = field(init=False, default=None)
     """The fold models. Set by `partition`, freed after `write`."""
+    int8_reason: str | None = None
+    """Why INT8 graphs cannot be calibrated. Set by `reference`, if they are optional."""
     validation_set: ValidationSet = field(init=False)
     """Inputs and reference outputs. Set by `reference`."""
 

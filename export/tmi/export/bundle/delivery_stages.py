@@ -13,12 +13,20 @@ from tmi.export.bundle.context import DEFAULT_PRECISION, ExportContext
 from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import write_real_cases
-from tmi.export.graphs.registry import INT8, TYPED
+from tmi.export.graphs.registry import EXPORTERS, INT8, TYPED
 from tmi.export.tensorrt.engines import PlanRequest, add_plans
 from tmi.runtime.bundle.check_result import CheckResult, require_passed
 from tmi.runtime.bundle.int8_records import untrained_cases
-from tmi.runtime.bundle.manifest import MODEL_CARD_FILE, REAL_CASES_FILE, SBOM_FILE, SIGNATURE_FILE
+from tmi.runtime.bundle.manifest import (
+    EVIDENCE_FOLDER,
+    MODEL_CARD_FILE,
+    REAL_CASES_FILE,
+    SBOM_FILE,
+    SIGNATURE_FILE,
+    Manifest,
+)
 from tmi.runtime.bundle.reader import fingerprint, write_manifest
+from tmi.runtime.verification.verify import failure_summary
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 
 SEARCH = "--precision auto"
@@ -30,20 +38,46 @@ INT8_FIX = (
 
 
 def int8(context: ExportContext) -> None:
-    """Write, audit and validate the INT8 graphs, if they were requested.
+    """Write, audit and validate the INT8 graphs, if they were requested. Optional ones that fail are left out.
 
     Raises:
         ParityError: a check failed on every INT8 engine.
     """
     if INT8 not in context.artefacts:
         return
+    if context.int8_reason is not None:
+        _leave_out(context, context.manifest, context.int8_reason)
+        return
     from tmi.export.quantization.int8_graphs import add_int8_graphs
 
+    before = context.manifest
     context.manifest, records = add_int8_graphs(
         context.folder, context.manifest, context.validation_set, progress=context.progress
     )
-    context.records += [*records, _audit_cases(context)]
+    records.append(_audit_cases(context))
+    reason = failure_summary(records)
+    if reason is not None and context.settings.int8_optional:
+        _leave_out(context, before, reason)
+        return
+    context.records += records
     require_passed(context.records, consequence=context.consequence, fix=INT8_FIX)
+
+
+def _leave_out(context: ExportContext, before: Manifest, reason: str) -> None:
+    """Continue without INT8 graphs; the manifest keeps the reason."""
+    engines = EXPORTERS[INT8].engines
+    for graph in context.manifest.graphs:
+        if (file := graph.artefacts.get(INT8)) is not None and file not in {
+            other for g in before.graphs for other in g.artefacts.values()
+        }:
+            (context.folder / file).unlink(missing_ok=True)
+    for name in engines:
+        (context.folder / EVIDENCE_FOLDER / f"{name}.safetensors").unlink(missing_ok=True)
+        for case in context.validation_set.real_cases:
+            case.outputs.pop(name, None)
+    rejected = dict.fromkeys(engines, reason)
+    context.manifest = replace(before, engines_rejected={**before.engines_rejected, **rejected})
+    context.artefacts = tuple(name for name in context.artefacts if name != INT8)
 
 
 def _audit_cases(context: ExportContext) -> CheckResult:

@@ -58,7 +58,7 @@ from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import Config
-from tmi.toolkit.errors import DamagedError
+from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.trust.p_values import TRUST_LEVEL
@@ -161,7 +161,13 @@ def _calibration_cases(context: ExportContext, models: FoldModels) -> list[Calib
 
     assert context.settings.calibration is not None  # `check_request` requires it
     context.progress("preparing the calibration cases")
-    return read_calibration_cases(context.settings.calibration, context.run, context.partition, models)
+    try:
+        return read_calibration_cases(context.settings.calibration, context.run, context.partition, models)
+    except UsageError as error:
+        if not context.settings.int8_optional:
+            raise
+        context.int8_reason = error.what
+        return []
 
 
 def write(context: ExportContext) -> None:

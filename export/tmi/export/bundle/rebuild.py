@@ -59,7 +59,8 @@ def compare_with_rebuild(
         ParityError: the run's export does not pass its checks.
     """
     kinds = {kind for graph in bundle.manifest.graphs for kind in graph.artefacts}
-    _require_repeatable(bundle, kinds, calibration)
+    tried = INT8 not in kinds and any(name in bundle.manifest.engines_rejected for name in EXPORTERS[INT8].engines)
+    _require_repeatable(bundle, kinds | ({INT8} if tried else set()), calibration)
     # The order of --engine is that of the parity records.
     order = list(dict.fromkeys(record.artefact for record in bundle.manifest.parity))
     artefacts = sorted(
@@ -71,13 +72,16 @@ def compare_with_rebuild(
     with tempfile.TemporaryDirectory(prefix="tmi-rebuild-") as folder:
         out = Path(folder) / "bundle"
         first = [name for name in artefacts if name not in added] or artefacts  # all were replaced
+        first += [INT8] if tried else []
         again = export_run(
             run,
             out,
             artefacts=first,
             weights=WEIGHTS in kinds,
             settings=ExportSettings(
-                created=bundle.manifest.created, calibration=calibration if INT8 in first else None
+                created=bundle.manifest.created,
+                calibration=calibration if INT8 in first else None,
+                int8_optional=tried,
             ),
             progress=progress,
         )
@@ -114,7 +118,7 @@ def _require_repeatable(bundle: Bundle, kinds: set[str], calibration: Path | Non
         )
     if INT8 in kinds and calibration is None:
         raise UsageError(
-            f"bundle {bundle.folder} holds INT8 graphs, which cannot be repeated without their calibration cases",
+            f"INT8 graphs of bundle {bundle.folder} cannot be repeated without their calibration cases",
             fix="name the cohort that the run was trained on with --cohort",
         )
     if REAL_CASES_FILE in bundle.manifest.files:

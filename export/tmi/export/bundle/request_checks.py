@@ -12,8 +12,8 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
 
-INT8_PRECISION = "int8"
-"""Value of `--precision` that adds INT8 graphs."""
+INT8_PRECISION, AUTO_PRECISION = "int8", "auto"
+"""Values of `--precision` that add INT8 graphs, and that try them where no TensorRT engine is exported."""
 
 
 def check_request(
@@ -77,6 +77,11 @@ def with_int8(engines: Sequence[str], precision: str | None) -> tuple[list[str],
             f"--precision int8 is for engines on the CPU, not for {plans[0]}", fix="export them one after another"
         )
     return [*engines, *([] if INT8 in engines else [INT8])], None
+
+
+def tries_int8(engines: Sequence[str], precision: str | None) -> bool:
+    """Whether `--precision auto` means that INT8 is tried: with a TensorRT engine it searches that engine's."""
+    return precision == AUTO_PRECISION and INT8 not in engines and all(EXPORTERS[name].plan is None for name in engines)
 
 
 def require_replaceable(out: Path, *, force: bool) -> None:

@@ -14,7 +14,13 @@ from tmi.export.bundle.additions import require_addable, staged_copy, typed_prec
 from tmi.export.bundle.context import ExportContext, ExportSettings, with_required_graphs
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.reproducible import export_time
-from tmi.export.bundle.request_checks import check_request, require_replaceable, with_int8
+from tmi.export.bundle.request_checks import (
+    INT8_PRECISION,
+    check_request,
+    require_replaceable,
+    tries_int8,
+    with_int8,
+)
 from tmi.export.bundle.stages import run_stages
 from tmi.export.checks.acceptance import Progress
 from tmi.export.graphs.partition import require_exportable
@@ -51,8 +57,8 @@ def export(
         cases: real case or cohort folders to validate the engines on, in addition to the golden inputs.
         weights: store the eager weights, which the engine `eager`, `tmi explain` and `tmi report` need.
         force: replace an existing bundle.
-        precision: `int8` adds INT8 graphs; of TensorRT engines: `fp16`, `tf32`, `fp32`, or `auto` to search; None: the
-            default.
+        precision: `int8` adds INT8 graphs, `auto` tries them if `calibration` is given; of TensorRT engines: `fp16`,
+            `tf32`, `fp32`, or `auto` to search; None: the default.
         calibration: cohort that the run was trained on, whose training cases calibrate INT8.
         target: GPU that plans of `trt-rtx` are built for, for example `sm80`; None: that of this machine.
         progress: called with one line for each step.
@@ -65,6 +71,9 @@ def export(
         UnavailableError, DamagedError, InputRejectedError, ParityError: as in `export_run`.
     """
     plans = [name for name in engines if exporter_spec(name).plan is not None]
+    optional = tries_int8(engines, precision)
+    if optional:
+        precision = None if calibration is None else INT8_PRECISION
     engines, precision = with_int8(engines, precision)
     if precision is not None and not plans:
         raise UsageError("a precision is for TensorRT engines, and none is named", fix="omit it")
@@ -72,6 +81,7 @@ def export(
     settings = ExportSettings(
         cases=tuple(Path(case) for case in cases),
         calibration=None if calibration is None else Path(calibration),
+        int8_optional=optional,
         precision=precision,
         options=BuildOptions(target=target),
     )

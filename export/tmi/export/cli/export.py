@@ -60,8 +60,8 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="int8 adds quantised graphs for the CPU (onnx-int8). Of TensorRT engines: fp16, tf32, fp32, or auto "
-            "to search; default: fp16.",
+            help="int8 adds quantised graphs for the CPU (onnx-int8); auto tries them, and leaves them out with the "
+            "reason if they fail a check. Of TensorRT engines: fp16, tf32, fp32, or auto to search; default: fp16.",
             show_default=False,
             autocompletion=completes("int8", of="tmi.export.tensorrt.precision_choice:PRECISIONS"),
         ),
@@ -116,7 +116,7 @@ def export(
     """
     from tmi.export.bundle.additions import require_addable
     from tmi.export.bundle.context import ExportSettings
-    from tmi.export.bundle.request_checks import INT8_PRECISION, check_request, with_int8
+    from tmi.export.bundle.request_checks import INT8_PRECISION, check_request, tries_int8, with_int8
     from tmi.export.cli.tables import print_bundle, print_failures, print_signature_removed
     from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.graphs.registry import INT8, exporter_spec, require_exporter
@@ -155,10 +155,16 @@ def export(
         echo(f"engine {engine[0]} ({reason['engine']})", err=True)
     for name in engine:
         require_exporter(name)
-    engine, precision = with_int8(engine, precision)
-    if INT8 in engine and calibration is None and is_cohort(project.path("cohort")):
+    optional = not add and tries_int8(engine, precision)
+    calibrated = INT8 in engine or precision == INT8_PRECISION or optional
+    if calibrated and calibration is None and is_cohort(project.path("cohort")):
         calibration = project.path("cohort")
         echo(f"calibration {calibration} ({reason['cohort']})", err=True)
+    if optional:
+        precision = None if calibration is None else INT8_PRECISION
+        if calibration is None:
+            echo("INT8 is not tried: it is calibrated on the run's cohort (--calibration)", err=True)
+    engine, precision = with_int8(engine, precision)
     plans = [name for name in engine if exporter_spec(name).plan is not None]
     if precision is not None and not plans:
         raise UsageError(
@@ -190,6 +196,7 @@ def export(
     settings = ExportSettings(
         cases=tuple(cases or ()),
         calibration=calibration,
+        int8_optional=optional,
         precision=precision,
         options=options,
         check_memory=not no_memory_check,

@@ -302,11 +302,28 @@ def test_rebuild_needs_the_cohort_and_calibrates_on_it(int8_bundle, nano_run, mo
     asked = []
 
     def export(*args, artefacts, settings, **options):
-        asked.append((artefacts, settings.calibration))
+        asked.append((artefacts, settings.calibration, settings.int8_optional))
         return bundle
 
     monkeypatch.setattr(rebuild, "export_run", export)
     assert rebuild.compare_with_rebuild(bundle, nano_run, calibration=tmp_path).files == len(bundle.manifest.files)
-    (artefacts, calibration), *_ = asked
-    assert "onnx-int8" in artefacts
-    assert calibration == tmp_path
+    ((artefacts, calibration, optional),) = asked
+    assert ("onnx-int8" in artefacts, calibration, optional) == (True, tmp_path, False)
+
+
+def test_rebuild_tries_int8_where_the_export_did(base, nano_run, monkeypatch, tmp_path):
+    """A bundle whose export left INT8 out is exported again in the same way, which needs the cohort too."""
+    rejected = dict.fromkeys(("openvino-int8", "onnx-int8"), "it failed")
+    bundle = replace(base, manifest=replace(base.manifest, engines_rejected=rejected))
+    with pytest.raises(UsageError, match="cannot be repeated without their calibration cases"):
+        rebuild.compare_with_rebuild(bundle, nano_run)
+    asked = []
+
+    def export(*args, artefacts, settings, **options):
+        asked.append((artefacts, settings.calibration, settings.int8_optional))
+        return bundle
+
+    monkeypatch.setattr(rebuild, "export_run", export)
+    rebuild.compare_with_rebuild(bundle, nano_run, calibration=tmp_path)
+    ((artefacts, calibration, optional),) = asked
+    assert ("onnx-int8" in artefacts, calibration, optional) == (True, tmp_path, True)
