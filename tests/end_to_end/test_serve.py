@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import ssl
@@ -21,6 +20,7 @@ import pytest
 from factories.cases import write_case
 from factories.service import INFER, binary_request, files_of, form
 from factories.tmi_command import tmi
+from factories.triton_client import call_server, make_environment
 from tmi.runtime.service.protocol import BINARY_HEADER
 
 TMI = Path(sys.executable).with_name("tmi")
@@ -50,6 +50,11 @@ class Server:
     @property
     def port(self) -> int:
         (address,) = [str(record["address"]) for record in self.log if record.get("event") == "serving"]
+        return int(address.rpartition(":")[2])
+
+    @property
+    def grpc_port(self) -> int:
+        (address,) = [str(record["grpc_address"]) for record in self.log if record.get("event") == "serving"]
         return int(address.rpartition(":")[2])
 
     @property
@@ -206,69 +211,28 @@ def test_open_address_without_token_is_warned_of(tmp_path):
     assert "has no TLS" in text
 
 
-CLIENT = """
-import json, sys
-from pathlib import Path
-import numpy as np
-import tritonclient.http as triton
-
-port, case = sys.argv[1], Path(sys.argv[2])
-client = triton.InferenceServerClient(f"localhost:{port}")
-assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tmi")
-assert client.get_server_metadata()["name"] == "tmi"
-outputs = client.get_model_metadata("tmi", "1")["outputs"]
-inputs = []
-files = {"ct": "ct.nii.gz", "liver": "liver.nii.gz", "radiomics": "radiomics.csv", "clinical": "clinical.json"}
-for name, file in files.items():
-    inputs.append(triton.InferInput(name, [1, 1], "BYTES"))
-    inputs[-1].set_data_from_numpy(np.array([[(case / file).read_bytes()]], dtype=np.object_))
-found = {}
-for binary in (True, False):
-    wanted = [triton.InferRequestedOutput(output["name"], binary_data=binary) for output in outputs]
-    result = client.infer("tmi", inputs, outputs=wanted, request_id="r1")
-    assert result.get_response()["id"] == "r1"
-    found[binary] = result.as_numpy("probability").tolist() + result.as_numpy("fold_probability").tolist()
-result = client.infer("tmi", inputs)
-assert result.as_numpy("decision").ravel()[0].decode() in ("good", "bad")
-inputs[0].set_data_from_numpy(np.array([[b"no image"]], dtype=np.object_))
-try:
-    client.infer("tmi", inputs)
-except triton.InferenceServerException as error:
-    found["error"], found["status"] = error.message(), error.status()
-print(json.dumps(found))
-"""
-OFFLINE = ("No matching distribution found", "Temporary failure in name resolution", "Connection")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tritonclient_gets_the_bits_of_the_predictor(nano_bundle, tmp_path):
-    """The real client of Triton, in an environment of its own, calls health, metadata and inference, in binary and in
-    JSON; probabilities equal the predictor's to the last bit, and a rejected case is its exception.
+    """The real client of Triton, in an environment of its own, calls health, metadata and inference over HTTP, in
+    binary and in JSON, and over gRPC; probabilities equal the predictor's to the last bit, and a rejected case is its
+    exception.
     """
     from tmi.runtime import Prediction, Predictor
 
-    environment = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    installed = subprocess.run([*pip, "tritonclient[http]"], capture_output=True, text=True)
-    if installed.returncode and any(sign in installed.stderr for sign in OFFLINE):
-        pytest.skip("pip cannot reach a package index")
-    assert installed.returncode == 0, installed.stderr
+    python = make_environment(tmp_path / "venv", "tritonclient[http,grpc]")
     case = write_case(tmp_path / "P1", seed=1)
-    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    with server(nano_bundle) as running:
-        command = [environment / "bin" / "python", "-c", CLIENT, str(running.port), case]
-        done = subprocess.run(command, capture_output=True, text=True, env=inherited)
-    assert done.returncode == 0, done.stderr
+    with server(nano_bundle, "--grpc-port", 0) as running:
+        over_http = call_server(python, "http", running.port, case)
+        over_grpc = call_server(python, "grpc", running.grpc_port, case)
     with Predictor.open(nano_bundle, engine="onnx", threads=1) as predictor:
         (result,) = predictor.predict(case)
     assert isinstance(result, Prediction)
-    expected = [
-        list(result.probability.values()),
-        [list(fold.probability.values()) for fold in result.folds],
-    ]
-    found = json.loads(done.stdout)
-    assert found["true"] == found["false"] == expected
-    assert "cannot be read as NIfTI" in found["error"]
-    assert found["status"] == "422"
+    expected = [list(result.probability.values()), [list(fold.probability.values()) for fold in result.folds]]
+    for found in (over_http, over_grpc):
+        assert found["true"] == expected
+        assert (found["server"], found["decision"]) == ("tmi", result.decision)
+        assert found["issues"] == [{**issue.to_dict(), "case_id": "case"} for issue in result.warnings]
+        assert "cannot be read as NIfTI" in found["error"]
+    assert over_http["false"] == expected
+    assert (over_http["status"], over_grpc["status"]) == ("422", "StatusCode.FAILED_PRECONDITION")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tmi.runtime.service.app import build_app
+from tmi.runtime.service.grpc_endpoint import GrpcEndpoint
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.runtime.service.server import Listener, bind
 from tmi.runtime.service.service import PredictionService, ServiceSettings
@@ -62,6 +63,7 @@ class Client:
     service: PredictionService
     listener: Listener
     log: list[dict[str, Any]] = field(default_factory=list)
+    grpc_port: int = 0
 
     def connect(self) -> http.client.HTTPConnection:
         """A new connection."""
@@ -96,6 +98,8 @@ def running_service(
     *,
     predict: Callable[..., Iterator[Any]] | None = None,
     on_listening: Callable[[int], None] = lambda port: None,
+    over_grpc: bool = False,
+    grpc_tls: tuple[Path, Path, Path | None] | None = None,
     **settings: Any,
 ) -> Iterator[Client]:
     """Serve with a predictor, or with another function that predicts; ends by draining.
@@ -114,16 +118,27 @@ def running_service(
         version="1.2.3",
     )
     log: list[dict[str, Any]] = []
-    listener = Listener(build_app(service, log=lambda level, fields: log.append({"level": level, **fields})), service)
+
+    def record(level: str, fields: Mapping[str, Any]) -> None:
+        log.append({"level": level, **fields})
+
+    endpoint = GrpcEndpoint(service, log=record, bound=bind("127.0.0.1", 0), tls=grpc_tls) if over_grpc else None
+    listener = Listener(build_app(service, log=record), service, grpc=endpoint)
     bound = bind("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    announce = {"on_listening": lambda: on_listening(port)}
-    thread = threading.Thread(target=listener.serve_on, args=(bound,), kwargs=announce)
+    listening = threading.Event()
+
+    def announce() -> None:
+        on_listening(port)
+        listening.set()
+
+    thread = threading.Thread(target=listener.serve_on, args=(bound,), kwargs={"on_listening": announce})
     thread.start()
-    while not listener.started:
+    while not listening.is_set():
+        assert thread.is_alive()
         thread.join(0.005)
     try:
-        yield Client(port, service, listener, log)
+        yield Client(port, service, listener, log, 0 if endpoint is None else endpoint.port)
     finally:
         listener.drain()
         thread.join(60)
@@ -140,7 +155,7 @@ def binary_request(inputs: Mapping[str, Any], **parameters: Any) -> tuple[bytes,
     entries, blobs = [], []
     for name, value in inputs.items():
         is_bytes = isinstance(value, bytes)
-        blob = struct.pack("<I", len(value)) + value if is_bytes else value.astype("<f8").tobytes()
+        blob = raw_element(value)
         shape = [1, 1] if is_bytes else [1, len(value)]
         blobs.append(blob)
         entries.append(
@@ -153,6 +168,14 @@ def binary_request(inputs: Mapping[str, Any], **parameters: Any) -> tuple[bytes,
         )
     text = json.dumps({"inputs": entries, **parameters}).encode()
     return b"".join((text, *blobs)), len(text)
+
+
+def raw_element(value: Any) -> bytes:
+    """Raw data of one element of BYTES, or of an array of numbers."""
+    if isinstance(value, bytes):
+        return struct.pack("<I", len(value)) + value
+    data: bytes = value.astype("<f8").tobytes()
+    return data
 
 
 def json_request(inputs: Mapping[str, bytes], **parameters: Any) -> bytes:

@@ -88,8 +88,8 @@ PUBLIC_NAMES = {
         CASES case_page finished_result index_page inputs_digest page_record
     """,
     "tmi.runtime.service": """
-        CaseQueue LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceMetrics ServiceSettings bind
-        build_app read_token tls_context
+        CaseQueue GrpcEndpoint LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceMetrics ServiceSettings
+        bind build_app read_token tls_context
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,10 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8080,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of gRPC; 0: a free one. Default: no gRPC.", show_default=False),
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -82,7 +87,7 @@ def serve(
         typer.Option(help="Authority (PEM) that must have issued the certificate of every client.", show_default=False),
     ] = None,
 ) -> None:
-    """Serve predictions of a bundle over HTTP (Open Inference Protocol v2). For research use only.
+    """Serve predictions of a bundle over HTTP and gRPC (Open Inference Protocol v2). For research use only.
 
     Cases stay in memory. SIGTERM and Ctrl-C end the service when accepted requests have their responses (exit code 0);
     a second signal ends it at once (exit code 130). --log-json logs each request as one JSON object.
@@ -90,6 +95,7 @@ def serve(
     Examples:
 
         tmi serve ./bundle
+        tmi serve ./bundle --port 8080 --grpc-port 8001
         tmi serve ./bundle --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem --log-json
     """
     import uvicorn  # noqa: F401 - a missing extra is reported before the bundle is opened
@@ -120,8 +126,9 @@ def serve(
     if host not in LOOPBACK:
         _warn_of_open_access(host, has_token=token is not None or tls_client_ca is not None, has_tls=tls is not None)
     bundle = resolve_bundle(bundle)
-    with bind(host, port) as bound:
+    with bind(host, port) as bound, nullcontext() if grpc_port is None else bind(host, grpc_port) as grpc_bound:
         address = f"{'http' if tls is None else 'https'}://{_netloc(host)}:{bound.getsockname()[1]}"
+        grpc_tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key, tls_client_ca)
         with Predictor.open(
             bundle,
             engine=engine,
@@ -131,7 +138,7 @@ def serve(
             trust_level=trust_level,
             log=partial(echo, err=True),
         ) as predictor:
-            _run(predictor, bound, address, settings=settings, tls=tls)
+            _run(predictor, bound, address, grpc_bound, settings=settings, tls=tls, grpc_tls=grpc_tls)
 
 
 def _netloc(host: str) -> str:
@@ -150,7 +157,14 @@ def _warn_of_open_access(host: str, *, has_token: bool, has_tls: bool) -> None:
 
 
 def _run(
-    predictor: Predictor, bound: socket, address: str, *, settings: ServiceSettings, tls: SSLContext | None
+    predictor: Predictor,
+    bound: socket,
+    address: str,
+    grpc_bound: socket | None,
+    *,
+    settings: ServiceSettings,
+    tls: SSLContext | None,
+    grpc_tls: tuple[Path, Path, Path | None] | None,
 ) -> None:
     """Serve until a signal; the self-test has passed."""
     from importlib.metadata import version
@@ -164,15 +178,22 @@ def _run(
     predict = partial(predictor.stream, exact=True)
     service = PredictionService(bundle, record, predict, settings=settings, version=version("tmi-clnet"))
     app = build_app(service, log=_log)
-    listener = Listener(app, service, tls=tls, on_second_signal=lambda: os._exit(INTERRUPTED))
+    grpc = None
+    if grpc_bound is not None:
+        from tmi.runtime.service.grpc_endpoint import GrpcEndpoint
+
+        grpc = GrpcEndpoint(service, log=_log, bound=grpc_bound, tls=grpc_tls)
+    listener = Listener(app, service, tls=tls, grpc=grpc, on_second_signal=lambda: os._exit(INTERRUPTED))
+    over_grpc = "" if grpc is None else f", and over gRPC at {grpc.address}"
     announce = partial(
         echo,
-        f"serving {bundle.folder} at {address} until SIGTERM or Ctrl-C",
+        f"serving {bundle.folder} at {address}{over_grpc} until SIGTERM or Ctrl-C",
         err=True,
         event="serving",
         address=address,
         bundle=bundle.digest,
         engine=record.name,
+        grpc_address=None if grpc is None else grpc.address,
     )
     listener.serve_on(bound, on_listening=announce)
     echo("the service has ended; every accepted request has its response", err=True, event="ended")

@@ -1,4 +1,4 @@
-"""A bundle as a service: Open Inference Protocol over HTTP, a queue of cases, metrics, and a server that drains.
+"""A bundle as a service: Open Inference Protocol, HTTP and gRPC, a queue of cases, metrics, a server that drains.
 
 It predicts with `tmi.runtime.serving`, and has no preprocessing of its own.
 """

@@ -1,5 +1,6 @@
 from .app import build_app as build_app
 from .case_queue import CaseQueue as CaseQueue
+from .grpc_endpoint import GrpcEndpoint as GrpcEndpoint
 from .metrics import ServiceMetrics as ServiceMetrics
 from .request_errors import STATUS_OF as STATUS_OF
 from .request_errors import RequestError as RequestError

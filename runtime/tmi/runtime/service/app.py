@@ -6,14 +6,9 @@ No response, log record or metric holds content of a request but the case id in 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import re
-import traceback
-import uuid
-from collections.abc import Callable, Mapping
-from time import monotonic, perf_counter
+from collections.abc import Callable
+from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,18 +18,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from tmi.runtime.service.access import foreign_request, missing_token
 from tmi.runtime.service.metrics import CONTENT_TYPE
 from tmi.runtime.service.protocol import BINARY_HEADER, parse_request, write_response
 from tmi.runtime.service.request_errors import REJECTED, RequestError, bad_request
+from tmi.runtime.service.request_log import LogRecord, ObservedRequest
 from tmi.runtime.service.service import EXTENSIONS, MODEL, MODEL_VERSION, PredictionService
 from tmi.runtime.service.uploads import IMAGES, case_of_form, case_of_tensors
 from tmi.runtime.serving.results import CaseResult, Prediction, RejectedCase
 from tmi.toolkit.errors import InputRejectedError
 
-LogRecord = Callable[[str, Mapping[str, Any]], None]
-"""Receives the level (`info`, `error`) and the fields of a record."""
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""A request id of a client that is taken over."""
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no token."""
 OK, FAILED = 200, 500
@@ -72,9 +65,8 @@ class ObservedApp:
         """Serve one request (ASGI)."""
         if scope["type"] != "http":
             return
-        start, headers = perf_counter(), Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        headers = Headers(scope=scope)
+        observed = ObservedRequest(self._service.metrics, self._log, headers.get("x-request-id", ""))
         path = scope["path"] if scope["path"] in self._paths else "other"
         outcome: dict[str, Any] = {"status": FAILED, "code": "failed", "sent": False}
         scope["outcome"] = outcome
@@ -83,7 +75,7 @@ class ObservedApp:
             if message["type"] == "http.response.start":
                 outcome["status"], outcome["sent"] = message["status"], True
                 added = MutableHeaders(scope=message)
-                added["x-request-id"], added["cache-control"] = request_id, "no-store"
+                added["x-request-id"], added["cache-control"] = observed.id, "no-store"
                 added["x-content-type-options"] = "nosniff"
             await send(message)
 
@@ -100,67 +92,23 @@ class ObservedApp:
             if not outcome["sent"]:
                 fault = RequestError("failed", "unexpected error of the service", fix="see its log by the request id")
                 await _error_response(fault)(scope, receive, observed_send)
-        self._record(scope, outcome, path, request_id, perf_counter() - start, failure or outcome.get("failure"))
-
-    def _record(
-        self,
-        scope: Scope,
-        outcome: Mapping[str, Any],
-        path: str,
-        request_id: str,
-        seconds: float,
-        failure: BaseException | None,
-    ) -> None:
-        """Count a request and log it; probes and metrics are not logged. The text of a failure may quote a file."""
-        status = outcome.get("status_in_log", outcome["status"])
-        self._service.metrics.count_request(path, status, outcome["code"], seconds)
-        if path in (*HEALTH, "/metrics") and failure is None:
-            return
-        fields = {
-            "event": "request",
-            "request_id": request_id,
-            "method": scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other",
-            "route": path,
-            "status": status,
-            "code": outcome["code"],
-            "seconds": round(seconds, 4),
-            **({"bytes": outcome["bytes"]} if "bytes" in outcome else {}),
-        }
-        if failure is not None:
-            frames = traceback.extract_tb(failure.__traceback__)[-4:]
-            fields["failure"] = type(failure).__name__
-            fields["at"] = [f"{frame.name}:{frame.lineno}" for frame in frames]
-        self._log("info" if failure is None else "error", fields)
+        observed.end(
+            method=scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other",
+            route=path,
+            status=outcome.get("status_in_log", outcome["status"]),
+            code=outcome["code"],
+            size=outcome.get("bytes"),
+            failure=failure or outcome.get("failure"),
+            is_probe=path in (*HEALTH, "/metrics"),
+        )
 
 
 def _denied(service: PredictionService, scope: Scope, headers: Headers) -> RequestError | None:
-    """Error of a request that has no access: a page of another origin, another host name, or no token."""
-    host, origin = headers.get("host", ""), headers.get("origin")
-    hosts = service.settings.hosts
-    is_foreign = origin is not None and urlsplit(origin).netloc != host
-    if is_foreign or (hosts is not None and _name(host) not in hosts):
-        return RequestError(
-            "foreign-origin",
-            "the request comes from a page of another origin, or names another host",
-            fix="call the service by its own address, and not from a web page",
-        )
-    token = service.settings.token
-    if token is None or scope["path"] in HEALTH:
-        return None
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1", "replace"), token):
-        return None
-    return RequestError(
-        "unauthorized",
-        "the request has no valid token",
-        fix="send the header Authorization: Bearer TOKEN",
-        headers={"www-authenticate": "Bearer"},
-    )
-
-
-def _name(host: str) -> str:
-    """Name of a host without its port."""
-    return host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    """Error of a request that has no access."""
+    foreign = foreign_request(service.settings, headers)
+    if foreign is not None or scope["path"] in HEALTH:
+        return foreign
+    return missing_token(service.settings, headers.get("authorization", ""))
 
 
 class _Handlers:

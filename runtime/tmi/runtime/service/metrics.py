@@ -56,7 +56,7 @@ class ServiceMetrics:
             version, bundle.digest, bundle.manifest.preset, engine.name, engine.precision, str(engine.threads)
         ).set(1)
 
-    def count_request(self, route: str, status: int, code: str, seconds: float) -> None:
+    def count_request(self, route: str, status: int | str, code: str, seconds: float) -> None:
         """Count a finished request."""
         self._requests.labels(route, str(status), code).inc()
         self._request_seconds.labels(route).observe(seconds)

@@ -12,7 +12,7 @@ import binascii
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ MAX_TENSORS = 32
 MAX_AXES = 4
 """Largest number of axes of a tensor."""
 SHARED_MEMORY = "shared_memory_region"
+Values = tuple[bytes, ...] | NDArray[np.float64]
+"""Elements of `BYTES`, or the numbers of `FP64` without their shape; NaN for null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ class Tensor:
     """`BYTES` or `FP64`."""
     shape: tuple[int, ...]
     """Its shape."""
-    values: tuple[bytes, ...] | NDArray[np.float64]
-    """Elements of `BYTES`, or the numbers of `FP64` without their shape; NaN for null."""
+    values: Values
+    """Its elements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,29 +142,58 @@ def _outputs(document: Mapping[str, Any], *, default: bool) -> dict[str, bool]:
 
 def _tensor(entry: Mapping[str, Any], binary: memoryview, base64_names: Sequence[str]) -> tuple[Tensor, int]:
     """Return a tensor and the number of bytes of binary data that it used."""
-    name, parameters = printable(entry["name"])[:80], _object(entry, "parameters")
-    datatype, shape = entry.get("datatype"), entry.get("shape")
+    parameters, size = _object(entry, "parameters"), None
+
+    def values(name: str, datatype: str) -> Values:
+        nonlocal size
+        if (size := parameters.get("binary_data_size")) is not None:
+            if type(size) is not int or not 0 <= size <= len(binary) or "data" in entry:
+                raise bad_request(f"input {name} has no such binary data", fix="send data or binary_data_size bytes")
+            return raw_values(bytes(binary[:size]), name, datatype)
+        flat = _flat(entry.get("data"), name)
+        is_base64 = name in base64_names or parameters.get("content_type") == "base64"
+        return _texts(flat, name, is_base64=is_base64) if datatype == BYTES else _numbers(flat, name)
+
+    tensor = checked_tensor(entry["name"], entry.get("datatype"), entry.get("shape"), parameters, values)
+    return tensor, size or 0
+
+
+def checked_tensor(
+    name: str, datatype: Any, shape: Any, parameters: Mapping[str, Any], values: Callable[[str, str], Values]
+) -> Tensor:
+    """Return an input.
+
+    Args:
+        name: its name, of any characters.
+        datatype: its datatype, as the request gives it.
+        shape: its shape, as the request gives it.
+        parameters: its parameters.
+        values: returns its elements; called with a printable name and the datatype.
+
+    Raises:
+        RequestError: one of them does not follow the protocol, or the number of elements is not that of the shape.
+    """
+    name = printable(name)[:80]
     if datatype not in (BYTES, FP64):
         raise bad_request(f"input {name} has a datatype that is not read", fix="see the metadata of the model")
     is_shape = isinstance(shape, list) and len(shape) <= MAX_AXES
-    if not is_shape or not all(type(n) is int and 0 <= n <= 2**20 for n in shape):  # type: ignore[union-attr]
+    if not is_shape or not all(type(n) is int and 0 <= n <= 2**20 for n in shape):
         raise bad_request(f"input {name} has no usable shape", fix="give the shape of the model's metadata")
-    count = math.prod(shape)  # type: ignore[arg-type]
     if SHARED_MEMORY in parameters:
         raise bad_request(f"input {name} is in shared memory", fix="send the data in the request")
-    used = 0
-    if (size := parameters.get("binary_data_size")) is not None:
-        if type(size) is not int or not 0 <= size <= len(binary) or "data" in entry:
-            raise bad_request(f"input {name} has no such binary data", fix="send data or binary_data_size bytes")
-        raw, used = bytes(binary[:size]), size
-        values = _bytes_elements(raw, name) if datatype == BYTES else _raw_numbers(raw, name)
-    else:
-        flat = _flat(entry.get("data"), name)
-        is_base64 = name in base64_names or parameters.get("content_type") == "base64"
-        values = _texts(flat, name, is_base64=is_base64) if datatype == BYTES else _numbers(flat, name)
-    if len(values) != count:
+    elements = values(name, datatype)
+    if len(elements) != math.prod(shape):
         raise bad_request(f"input {name} has another number of elements than its shape", fix="correct data or shape")
-    return Tensor(name=name, datatype=datatype, shape=tuple(shape), values=values), used  # type: ignore[arg-type]
+    return Tensor(name=name, datatype=datatype, shape=tuple(shape), values=elements)
+
+
+def raw_values(raw: bytes, name: str, datatype: str) -> Values:
+    """Elements of raw data.
+
+    Raises:
+        RequestError: it is none of this datatype.
+    """
+    return _bytes_elements(raw, name) if datatype == BYTES else _raw_numbers(raw, name)
 
 
 def _flat(data: Any, name: str) -> list[Any]:
@@ -231,7 +262,7 @@ def write_response(
         tensor = by_name[name]
         entry: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         if as_binary:
-            blobs.append(_raw(tensor))
+            blobs.append(raw_data(tensor))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = _json_values(tensor)
@@ -256,7 +287,8 @@ def require_known(names: Mapping[str, Any], known: Mapping[str, Any], *, kind: s
         raise RequestError("bad-request", what, fix=f"its {kind}s are {', '.join(known)}")
 
 
-def _raw(tensor: Tensor) -> bytes:
+def raw_data(tensor: Tensor) -> bytes:
+    """Raw data of a tensor, as the binary extension and gRPC send it."""
     if isinstance(tensor.values, np.ndarray):
         return tensor.values.astype("<f8").tobytes()
     return b"".join(struct.pack("<I", len(value)) + value for value in tensor.values)

@@ -1,4 +1,4 @@
-"""HTTP server of the service: socket, TLS, token, and a run that ends when accepted requests have their responses."""
+"""Servers of the service: socket, TLS, token, and a run that ends when accepted requests have their responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,6 +21,9 @@ from tmi.runtime.service.app import ObservedApp
 from tmi.runtime.service.service import PredictionService
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.bounded_files import SETTINGS_BYTES, read_bytes
+
+if TYPE_CHECKING:
+    from tmi.runtime.service.grpc_endpoint import GrpcEndpoint
 
 BACKLOG = 256
 MIN_TOKEN = 16
@@ -101,6 +104,7 @@ class Listener(uvicorn.Server):
         app: the application.
         service: its service; it stops being ready with the first signal.
         tls: TLS settings; None: plain HTTP.
+        grpc: serves over gRPC beside HTTP; None: HTTP alone.
         on_second_signal: called by a second signal.
     """
 
@@ -110,6 +114,7 @@ class Listener(uvicorn.Server):
         service: PredictionService,
         *,
         tls: ssl.SSLContext | None = None,
+        grpc: GrpcEndpoint | None = None,
         on_second_signal: Callable[[], None] = lambda: None,
     ) -> None:
         idle_s = service.settings.idle_s
@@ -162,7 +167,7 @@ class Listener(uvicorn.Server):
                 ssl_context_factory=None if tls is None else lambda config, default: tls,
             )
         )
-        self._service, self._on_second_signal = service, on_second_signal
+        self._service, self._grpc, self._on_second_signal = service, grpc, on_second_signal
         self._on_listening: Callable[[], None] = lambda: None
 
     def serve_on(self, bound: socket.socket, *, on_listening: Callable[[], None] = lambda: None) -> None:
@@ -179,7 +184,14 @@ class Listener(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then call `on_listening`: a client that is started by its message must not be rejected."""
         await super().startup(sockets=sockets)
+        if self._grpc is not None:
+            await self._grpc.start()
         self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new request over HTTP and gRPC, and wait until accepted ones have their responses."""
+        over_grpc = () if self._grpc is None else (self._grpc.stop(),)
+        await asyncio.gather(super().shutdown(sockets=sockets), *over_grpc)
 
     def drain(self) -> None:
         """Take no new connection any more; `serve_on` returns when accepted requests have their responses."""

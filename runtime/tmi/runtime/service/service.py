@@ -138,7 +138,6 @@ class PredictionService:
                 {result, watcher}, timeout=max(0.0, deadline - start), return_when=asyncio.FIRST_COMPLETED
             )
             if not result.done():
-                result.cancel()  # a case whose prediction has not begun is dropped by the worker
                 if watcher.done():
                     raise RequestError("client-gone", "the client closed the connection", fix="wait for the response")
                 raise _deadline_error(self.settings.timeout_s)
@@ -151,6 +150,7 @@ class PredictionService:
                 ) from error
         finally:
             watcher.cancel()
+            result.cancel()  # a case whose prediction has not begun is dropped by the worker
         self._seconds_per_case += 0.1 * ((monotonic() - start) / max(1, self._admitted) - self._seconds_per_case)
         predicted: CaseResult = result.result()
         self.metrics.count_result(predicted)

@@ -15,31 +15,13 @@ import pytest
 
 from factories.paths import ROOT
 from factories.service import INFER, binary_request, files_of, form, json_request, running_service
+from factories.service_checks import Gate, wait_until
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.runtime.service.request_errors import REJECTED, STATUS_OF
 from tmi.runtime.service.server import LOOPBACK, bind, read_token
 from tmi.toolkit.errors import UsageError
 
 TOKEN = "0123456789abcdef0123456789abcdef"
-
-
-class Gate:
-    """A prediction that waits until it may run, and counts what reaches it."""
-
-    def __init__(self, predictor) -> None:
-        self.predictor, self.may_run, self.reached = predictor, threading.Event(), []
-
-    def __call__(self, cases):
-        self.reached += [case.case_id for case in cases]
-        assert self.may_run.wait(30)
-        yield from self.predictor.stream(cases, exact=True)
-
-
-def wait_until(holds) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from factories.service import INFER, Client, binary_request, files_of, form, json_request
+from factories.service_checks import mutated_bytes
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.runtime.service.request_errors import REJECTED, STATUS_OF
 
@@ -20,24 +21,6 @@ VALUES: tuple[Any, ...] = (
     {"binary_data": 1}, {"mask_label": "0"}, {"mask_label": [1]}, {"classification": 3},
 )  # fmt: skip
 LENGTHS = ("", "-1", "x", "0", "7", "9" * 30, "1e3", "٣")
-
-
-def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Bytes changed, removed, repeated or inserted at a few places."""
-    body = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        at = rng.randrange(len(body) + 1)
-        end = min(len(body), at + rng.choice((1, 4, 100, 10_000)))
-        kind = rng.randrange(4)
-        if kind == 0 and at < len(body):
-            body[at] = rng.randrange(256)
-        elif kind == 1:
-            del body[at:end]
-        elif kind == 2:
-            body[at:at] = body[at:end]
-        else:
-            body[at:at] = rng.randbytes(rng.choice((1, 3, 50)))
-    return bytes(body)
 
 
 def mutated_json(rng: random.Random, document: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from factories.service import INFER, binary_request, files_of, form, json_request, running_service
+from factories.service_checks import facts, predictions_of, require_equal
 from tmi.runtime import Prediction
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.toolkit.radiomics.table import read_table
@@ -19,24 +20,7 @@ from tmi.toolkit.radiomics.table import read_table
 
 @pytest.fixture(scope="module")
 def expected(nano_predictor, good_cases) -> dict[str, Prediction]:
-    return {folder.name: nano_predictor.predict(folder)[0] for folder in good_cases}
-
-
-def facts(result: Prediction) -> dict[str, object]:
-    """What a prediction says, without its timing."""
-    return {k: v for k, v in result.to_dict().items() if k not in ("seconds", "overlapped")}
-
-
-def require_equal(tensors: dict[str, object], result: Prediction) -> None:
-    """The tensors of a response in JSON are the prediction, to the last bit."""
-    assert tensors["probability"] == list(result.probability.values())
-    assert tensors["fold_probability"] == [p for fold in result.folds for p in fold.probability.values()]
-    assert (tensors["spread"], tensors["decision"]) == ([result.spread], [result.decision])
-    (document,) = tensors["document"]  # type: ignore[misc]
-    (entry,) = json.loads(document)["results"]
-    assert {k: v for k, v in entry.items() if k not in ("seconds", "overlapped")} == facts(result)
-    (issues,) = tensors["issues"]  # type: ignore[misc]
-    assert json.loads(issues) == [issue.to_dict() for issue in result.warnings]
+    return predictions_of(nano_predictor, good_cases)
 
 
 def test_service_is_announced_once_clients_can_connect(nano_predictor):
