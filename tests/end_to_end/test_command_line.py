@@ -218,6 +218,16 @@ def test_os_error_names_reason_and_path(tmp_path, monkeypatch):
     assert outcome.err == "error: Permission denied at /srv/cohort\n  fix: check the path and its permissions\n"
 
 
+@pytest.mark.parametrize("arguments", [["synth", "ll"], ["check", "ll"], ["import", "ll", "--ct", "ct.nii.gz"]])
+def test_loop_of_links_is_named(arguments, tmp_path):
+    """A symbolic link that leads to itself is wrong usage, whether it is read or written."""
+    (tmp_path / "ll").symlink_to("ll")
+    (tmp_path / "ct.nii.gz").touch()
+    outcome = tmi(*arguments, cwd=tmp_path)
+    assert outcome.code == int(ExitCode.USAGE), outcome.err
+    assert "ll is a loop of symbolic links\n  fix: correct the link" in outcome.err
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if COMMANDS[c].extra])
 def test_missing_package_is_named_with_its_extra(command):
     """The error names the missing package, and the fix names the extra of the command that installs it."""

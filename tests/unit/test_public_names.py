@@ -197,8 +197,8 @@ PUBLIC_NAMES = {
         follow_umask foreign_format from_json is_access_error is_packed is_unicode
         make_private_folder open_locked open_private open_regular output_lock parse_json parse_toml parse_yaml
         plain_text printable require_size printable_json read_bytes read_document read_json read_text regular_file
-        require_absent require_bounded sha256_bytes sha256_file sha256_json staged_folder to_json type_hints
-        unescape_cell write_json write_private write_text
+        require_absent require_bounded require_place sha256_bytes sha256_file sha256_json staged_folder to_json
+        type_hints unescape_cell write_json write_private write_text
     """,
     "tmi.toolkit.synthetic": """
         Grid SYNTHETIC_NOTICE TRUTH_FILE disease_signs empirical_auc is_synthetic make_cohort modality_subsets
@@ -210,8 +210,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.cli": "",
     "tmi.training.comparison": """
-        CLINICAL CLINICAL_OVERRIDES ComparisonRuns Plan PlannedRun make_plan select_tables train_all
-        write_report
+        CLINICAL CLINICAL_OVERRIDES ComparisonRuns ExternalEvaluation Plan PlannedRun evaluate_external make_plan
+        require_external select_tables train_all write_report
         RUNS
     """,
     "tmi.training.data": """

@@ -115,7 +115,7 @@ def test_completion(words, expected):
         ("tmi train --model rado", set()),
         ("tmi train --model svm", {"svm"}),
         ("tmi train --track ", {"tensorboard", "mlflow"}),
-        ("tmi compare --table ", {"all", "clinical", "1", "2", "3", "4"}),
+        ("tmi compare --table ", {"all", "clinical", "baselines", "1", "2", "3", "4"}),
         ("tmi pretrain-text --preset t", {"tiny"}),
         ("tmi pretrain-text --rendering fl", {"flags"}),
     ],

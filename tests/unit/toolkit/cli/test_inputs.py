@@ -30,6 +30,15 @@ def test_missing_path_is_named_with_what_it_is(folder):
     assert error.value.fix == "correct the path"
 
 
+def test_link_to_nowhere_is_named(folder):
+    """A symbolic link whose target is missing is named with the target; the link itself is no suggestion."""
+    Path("case").symlink_to("moved/P1")
+    for check in (lambda: require_paths(("run", Path("case"))), lambda: require_case_paths([Path("case")])):
+        with pytest.raises(UsageError, match=r"case is a symbolic link to moved/P1, which does not exist$") as error:
+            check()
+        assert error.value.fix == "correct the link"
+
+
 def test_path_that_cannot_be_looked_up_is_left_to_its_reader(folder):
     """A name that is too long is no missing path: opening it reports the reason."""
     require_paths(("run", Path("x" * 300)))

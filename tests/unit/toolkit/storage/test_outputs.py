@@ -19,7 +19,7 @@ import pytest
 from tmi.toolkit.errors import ExitCode, UnavailableError, UsageError
 from tmi.toolkit.storage import file_lock, outputs
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder
-from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, short_name
+from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, require_place, short_name
 
 HOLD = """
 import sys, time
@@ -144,6 +144,45 @@ def test_unwritable_place_is_reported_before_the_work(tmp_path, monkeypatch, num
         enter(tmp_path / "out", kind="report")
     assert error.value.exit_code == code
     assert error.value.fix
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/null", "/proc/self/fd/1", "pipe", "link"])
+@pytest.mark.parametrize("check", [require_absent, require_place])
+def test_pipe_and_device_are_no_outputs(tmp_path, monkeypatch, name, check):
+    """An output is renamed to its place, so a device would be replaced; `--force` does not allow it either."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("/dev/null")
+    forced = {"force": True} if check is require_absent else {}
+    with pytest.raises(UsageError, match=rf"^report {name} is ") as error:
+        check(Path(name), kind="report", **forced)
+    assert "--json" in error.value.fix
+    with pytest.raises(UsageError, match=rf"^report {name} is "):
+        enter(Path(name), kind="report")
+
+
+def test_ordinary_places_are_accepted(tmp_path, monkeypatch):
+    """A new file, an existing one, a folder and shared memory are places for an output; nothing is created."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for place in (Path("new"), Path("a/b/c"), Path("file"), tmp_path, Path("./-x"), Path("/dev/shm/out")):
+        require_place(place, kind="report")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unwritable_folder_is_found_without_writing(tmp_path, monkeypatch):
+    """The nearest existing folder must be writable, or an existing output itself."""
+    (tmp_path / "mounted").mkdir()
+    denied = {tmp_path}
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in denied)
+    for target in (tmp_path / "out", tmp_path / "a" / "b"):
+        with pytest.raises(UsageError, match=rf"^report {target} cannot be written: Permission denied$"):
+            require_place(target, kind="report")
+    require_place(tmp_path / "mounted", kind="report")
+    denied.add(tmp_path / "mounted")
+    with pytest.raises(UsageError, match="cannot be written"):
+        require_absent(tmp_path / "mounted", force=False, kind="report")
 
 
 def enter(target: Path, **options: str) -> None:

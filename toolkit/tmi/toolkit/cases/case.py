@@ -44,7 +44,10 @@ TABLE_REPORT_FILE = "import-report.json"
 COHORT_COLUMNS = ("case_id", "patient_id", "label")
 
 
-NAME_FAULT = ("the name of the case folder is not UTF-8", "rename the folder: its name becomes the case id")
+NAME_FAULT = (
+    "the name of the case folder is not UTF-8",
+    "rename the folder: its name becomes the case id; if the name is right, use a UTF-8 locale (LC_ALL=C.UTF-8)",
+)
 """Message and fix of `case-name`."""
 NO_SUCH_FOLDER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 """Error numbers of a path that leads to nothing."""

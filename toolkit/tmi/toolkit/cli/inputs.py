@@ -73,6 +73,10 @@ def _is_missing(path: Path) -> bool:
 
 
 def _missing_error(what: str, path: Path) -> UsageError:
+    if path.is_symlink():  # `similar_path` would suggest the link itself
+        return UsageError(
+            f"{what} is a symbolic link to {os.readlink(path)}, which does not exist", fix="correct the link"
+        )
     similar = similar_path(path)
     fix = "correct the path" if similar is None else f"did you mean {similar}?"
     return UsageError(f"{what} does not exist", fix=fix)

@@ -6,6 +6,7 @@ Command modules import heavy packages such as torch inside their functions, so t
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -186,7 +187,7 @@ def missing_package(error: ModuleNotFoundError, arguments: Sequence[str]) -> Una
 
 
 def output_error(error: OSError) -> TmiError | OSError:
-    """Return the error of a full disk (exit code 5), or of a path that may not be written or read (exit code 2).
+    """Return the error of a full disk (exit code 5), or of a path that is forbidden or a loop of links (exit code 2).
 
     Commands check their outputs before they work; what is raised here happened meanwhile. Another error is unexpected.
     """
@@ -197,7 +198,16 @@ def output_error(error: OSError) -> TmiError | OSError:
         )
     if error.errno in ACCESS_ERRORS:
         return UsageError(f"{error.strerror}{where}", fix="check the path and its permissions")
+    if error.errno == errno.ELOOP:
+        return UsageError(f"{error.filename} is a loop of symbolic links", fix="correct the link, or name another path")
     return error
+
+
+def _link_loop(error: Exception) -> OSError | None:
+    """The error of the system behind pathlib's RuntimeError about a loop of symbolic links; None for another error."""
+    cause = error.__context__
+    is_loop = isinstance(error, RuntimeError) and isinstance(cause, OSError) and cause.errno == errno.ELOOP
+    return cause if is_loop else None  # type: ignore[return-value]
 
 
 def _discard_rest_of_output() -> None:
@@ -229,7 +239,9 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback
         if debug:
             echo(*traceback.format_exc().splitlines(), err=True, level=logging.ERROR)
-        known = missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else error
+        known = (
+            missing_package(error, arguments) if isinstance(error, ModuleNotFoundError) else _link_loop(error) or error
+        )
         if isinstance(known, OSError):
             _discard_rest_of_output()
             known = output_error(known)

@@ -55,6 +55,7 @@ from .outputs import ACCESS_ERRORS as ACCESS_ERRORS
 from .outputs import LOCK_FILE as LOCK_FILE
 from .outputs import SPACE_ERRORS as SPACE_ERRORS
 from .outputs import output_lock as output_lock
+from .outputs import require_place as require_place
 from .private_files import make_private_folder as make_private_folder
 from .private_files import open_private as open_private
 from .private_files import write_private as write_private

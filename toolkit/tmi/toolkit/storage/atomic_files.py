@@ -12,7 +12,15 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES
 from tmi.toolkit.storage.documents import DocumentError, parse_json, read_document
 from tmi.toolkit.storage.hashing import canonical_json
-from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, remove, short_name, staged_path, this_owner
+from tmi.toolkit.storage.outputs import (
+    LOCK_FILE,
+    output_lock,
+    remove,
+    require_place,
+    short_name,
+    staged_path,
+    this_owner,
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -59,8 +67,9 @@ def require_absent(path: Path, *, force: bool, kind: str) -> None:
     """Raise if writing to `path` would overwrite something; a lock file inside it is nothing.
 
     Raises:
-        UsageError: `path` is a file or a non-empty folder, and `force` is not set.
+        UsageError: `path` is a file or a non-empty folder, and `force` is not set; or nothing can be written there.
     """
+    require_place(path, kind=kind)
     occupied = any(p.name != LOCK_FILE for p in path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not force:
         raise UsageError(f"{kind} {path} exists", fix="name another path, or replace it with --force")

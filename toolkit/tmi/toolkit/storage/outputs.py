@@ -37,6 +37,10 @@ SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of a full disk, an exhausted quota, and a limit on the size of files."""
 ACCESS_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """Error numbers of a place that the user must not write."""
+SYSTEM_FOLDERS = frozenset(map(Path, ("/dev", "/proc", "/sys")))
+"""Folders of the operating system, where no output belongs."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Folder in `SYSTEM_FOLDERS` that holds ordinary files."""
 TRIES = 5
 """Attempts to remove what a killed process left, while its workers end."""
 
@@ -81,9 +85,10 @@ def output_lock(target: Path, *, kind: str = "output") -> Iterator[None]:
         kind: what it is, for messages: "bundle".
 
     Raises:
-        UsageError: another process or thread writes it, or its place cannot be written.
+        UsageError: another process or thread writes it, its place cannot be written, or no file can stand there.
         UnavailableError: its disk is full.
     """
+    _require_ordinary(target, kind)
     target = target.resolve()
     thread = threading.get_ident()
     with _guard:
@@ -99,6 +104,43 @@ def output_lock(target: Path, *, kind: str = "output") -> Iterator[None]:
             del _held[target]
             if depth:
                 _held[target] = (thread, depth)
+
+
+def require_place(target: Path, *, kind: str) -> None:
+    """Check, before anything is imported or read, that an output can stand at a place; nothing is created.
+
+    Raises:
+        UsageError: it is no place for a file, or its folder cannot be written.
+    """
+    _require_ordinary(target, kind)
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    writable = [os.access(place, os.W_OK | os.X_OK) for place in (folder, target) if place.is_dir()]
+    if writable and not any(writable):
+        raise write_error(target.absolute(), PermissionError(errno.EACCES, os.strerror(errno.EACCES)), kind=kind)
+
+
+def _require_ordinary(target: Path, kind: str) -> None:
+    """Check that an output is not `-`, a pipe, a device, or inside a folder of the system's own.
+
+    An output is renamed to its place, so that it is whole or absent: `--force` would replace the device itself.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    if str(target) == "-":
+        raise UsageError(
+            f"{kind} - is not a file", fix="name a file, or use --json where a command prints its document"
+        )
+    is_special = target.exists() and not (target.is_file() or target.is_dir())
+    folder = target.absolute().parent
+    is_system = any(f in SYSTEM_FOLDERS for f in (folder, *folder.parents)) and not folder.is_relative_to(SHARED_MEMORY)
+    if is_special or is_system:
+        raise UsageError(
+            f"{kind} {target} is a pipe, a device or a file of the system",
+            fix="name a file in an ordinary folder, or use --json where a command prints its document",
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tmi.toolkit.cli.progress import show_progress, show_steps
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
-from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock
+from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, require_place
 from tmi.training.cli.options import (
     INTERRUPTED_EXIT_CODE,
     Accelerator,
@@ -193,6 +193,7 @@ def _require_comparison(out: Path) -> None:
         UsageError: the folder is not empty and has no folder of runs.
     """
     require_folder_name(out, kind="comparison")
+    require_place(out, kind="comparison")
     if out.is_dir() and not (out / RUNS).is_dir() and {p.name for p in out.iterdir()} - {LOCK_FILE}:
         raise UsageError(f"{out} exists and is not a comparison", fix="name another folder with --out")
 

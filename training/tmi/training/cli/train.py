@@ -22,7 +22,7 @@ from tmi.toolkit.errors import ExitCode, UnavailableError, UsageError
 from tmi.toolkit.models.registry import configured_model
 from tmi.toolkit.run_folder import RUN_FILE, RunFolder, is_unstarted
 from tmi.toolkit.storage.atomic_files import require_absent
-from tmi.toolkit.storage.outputs import output_lock
+from tmi.toolkit.storage.outputs import output_lock, require_place
 from tmi.training.cli.options import (
     INTERRUPTED_EXIT_CODE,
     Accelerator,
@@ -120,6 +120,8 @@ def train(
     if out is not None and not (plan or resume or nodes > 1):
         require_folder_name(out, kind="run")
         require_absent(out, force=force, kind="run")
+    elif out is None and not (plan or resume):
+        require_place(project.path("runs") / preset_name, kind="run")
     fields = cohort_schema(schema, project, folder)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
