@@ -34,7 +34,8 @@ Shift = Callable[[CaseArrays, np.random.Generator], CaseArrays]
 
 def read_arrays(case: Case) -> CaseArrays:
     """The files of a case as arrays."""
-    ct, mask = nib.load(case.folder / "ct.nii.gz"), nib.load(case.folder / "liver.nii.gz")
+    # files of one case may differ in the order of their axes
+    ct, mask = (nib.as_closest_canonical(nib.load(case.folder / f"{name}.nii.gz")) for name in ("ct", "liver"))
     return CaseArrays(
         case_id=case.case_id,
         ct_XYZ=np.asanyarray(ct.dataobj),

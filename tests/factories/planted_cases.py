@@ -72,6 +72,7 @@ FAULTS: Mapping[str, PlantedFault] = MappingProxyType(
     {
         "no case": PlantedFault(code="case-missing", corrupt=shutil.rmtree),
         "case record of another form": PlantedFault(code="case-record", corrupt=case_record(repairs="none")),
+        "mask of a label that is named as something else": PlantedFault(code="mask-name", corrupt=case_record(source={"mask": {"named_otherwise": True}})),
         "case record that is no JSON": PlantedFault(code="case-record", corrupt=lambda f: (f / "case.json").write_text("{")),
         "no CT": PlantedFault(code="ct-missing", corrupt=without(CT)),
         "CT cut off": PlantedFault(code="ct-unreadable", corrupt=file(CT, lambda d: d[: len(d) // 2])),

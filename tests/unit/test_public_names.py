@@ -179,7 +179,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.toolkit.qc": """
         ALERTS AppliedRepair CHECKS RadiomicsComparison TextEncoderInput check_case
-        check_cases check_ct check_mask document parse_codes raise_on_error repair
+        check_cases check_ct check_mask check_mask_name document parse_codes raise_on_error repair
     """,
     "tmi.toolkit.radiomics": """
         AXES ExternalTable ExtractedFeatures FEATURE_NAMES RadiomicsRecord RadiomicsScaler SETTINGS SETTINGS_DIGEST

@@ -322,3 +322,26 @@ def test_only_label_is_taken_unless_named_otherwise(name, accepted):
         choose_labels(None, names, {1: 5}, case_id="x")
     assert f"1 ({name})" in error.value.what
     assert choose_labels(1, names, {1: 5}, case_id="x").number == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "otherwise"),
+    [
+        ({1: "spleen", 2: "liver"}, 1, True),
+        ({1: "spleen", 2: "liver"}, "spleen", True),
+        ({1: "spleen", 2: "liver"}, 2, False),
+        ({1: "liver", 2: "liver tumour"}, "1,2", False),
+        ({1: "Segment_1"}, 1, False),
+        (None, 1, False),
+    ],
+)
+def test_label_that_is_named_as_something_else_is_recorded(names, wanted, otherwise, ct, series, tmp_path):
+    """A requested label with another organ's name is imported with the alert `mask-name`; a liver's part is none."""
+    liver, tumour = livers(ct)
+    path = write(tmp_path / "m.nii.gz", ct, {1: liver, 2: tumour}, None if names is None else table(names))
+    assert imported(path, ct, wanted).label.named_otherwise is otherwise
+    if wanted == 1:
+        out = tmp_path / "case"
+        outcome = tmi("import", out, "--ct", series, "--mask", path, "--mask-label", wanted)
+        assert ("[mask-name]" in outcome.out) is otherwise
+        assert json.loads((out / "case.json").read_text())["source"]["mask"].get("named_otherwise", False) is otherwise

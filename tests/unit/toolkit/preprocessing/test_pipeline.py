@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -202,3 +203,15 @@ def test_radiomics_need_a_table_or_a_mask(micro_config, tmp_path):
     with pytest.raises(InputRejectedError, match=r"neither radiomics\.csv nor liver\.nii\.gz"):
         prepare_case(open_case(folder), micro_config, load_schema(), modalities=("radiomics",))
     assert prepare_case(open_case(folder), micro_config, load_schema(), modalities=("image",)).ct_1DHW.size
+
+
+def test_mask_of_another_name_is_an_alert(tmp_path, micro_config):
+    """A prediction learns from the case's record that its mask was named as something else at the import."""
+    case = write_case(tmp_path / "P1", seed=1)
+    record = {"schema": "tmi-case/1", "source": {"mask": {"label": 1, "named_otherwise": True}}}
+    (case / "case.json").write_text(json.dumps(record))
+    prepared = prepare_case(open_case(case), micro_config, load_schema())
+    assert [issue.code for issue in prepared.alerts] == ["mask-name"]
+    record["source"]["mask"]["named_otherwise"] = False
+    (case / "case.json").write_text(json.dumps(record))
+    assert prepare_case(open_case(case), micro_config, load_schema()).alerts == ()

@@ -48,6 +48,12 @@ class CaseRecord:
     schema: str = SCHEMA
     """Schema id of the file."""
 
+    @property
+    def mask_named_otherwise(self) -> bool:
+        """Whether the imported mask named the selected label as something else than a liver."""
+        mask = self.source.get("mask")
+        return isinstance(mask, dict) and mask.get("named_otherwise") is True
+
 
 def read_case_record(source: Path | Case, *, case_id: str) -> CaseRecord | None:
     """Read the provenance record of a case, given as such or as its folder; return None if it has none.

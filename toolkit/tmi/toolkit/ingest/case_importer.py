@@ -200,6 +200,8 @@ def _import_case(out: Path, given: _Sources, schema: Schema | None) -> ImportedC
                 findings += imported.findings
                 repairs += imported.repairs
                 source["mask"], label = dict(imported.source), imported.label.explanation
+                if imported.label.named_otherwise:
+                    source["mask"]["named_otherwise"] = True
         days = None
         if record is not None:
             blood_date = record.pop("blood_date", None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -46,6 +46,8 @@ class ChosenLabel:
     """Explanation for the user; quotes no text of the mask's header."""
     joined: tuple[int, ...] = ()
     """Further numbers that belong to the mask."""
+    named_otherwise: bool = False
+    """Whether the mask gives the label a name that is not a liver's: it was requested, but may be another organ's."""
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -78,7 +80,8 @@ def join_labels(labels: Sequence[ChosenLabel], absent: Sequence[str | int] = ())
     notes = [label.explanation for label in labels]
     notes += ["a further label of the selection has no voxel"] * bool(absent)
     explanation = notes[0] if len(notes) == 1 else f"joined: {'; '.join(notes)}"
-    return ChosenLabel(number=numbers[0], joined=numbers[1:], explanation=explanation)
+    otherwise = all(label.named_otherwise for label in labels)
+    return ChosenLabel(number=numbers[0], joined=numbers[1:], explanation=explanation, named_otherwise=otherwise)
 
 
 def choose_labels(
@@ -147,7 +150,7 @@ def choose_label(
     if is_default and any(map(_is_liver, labels)) and any(map(_is_other, labels)):
         message = "a label has names in the mask that contradict each other, one of them a liver's"
         raise _input_error(message, {**names, chosen.number: (" = ".join(labels),)}, present, case_id)
-    return chosen
+    return replace(chosen, named_otherwise=bool(labels) and not _may_be_liver(labels))
 
 
 def _choose(

@@ -68,6 +68,7 @@ CASE_CODES: Mapping[str, Code] = MappingProxyType(
         "liver-volume": Code("warning", "the liver's volume is outside 500 to 3500 mL"),
         "liver-hu": Code("warning", "the mean value under the mask is outside 5 to 180 HU"),
         "liver-left": Code("warning", "the liver lies on the left: CT and mask mirrored, or situs inversus"),
+        "mask-name": Code("warning", "the imported mask names the selected label as something else than a liver"),
         "liver-place": Code("warning", "the mask lies where no liver lies: not below the lungs of a trunk"),
         "radiomics-missing": Code("error", "neither radiomics.csv nor a mask"),
         "radiomics-unreadable": Code("error", "radiomics.csv cannot be read as a table of one case"),

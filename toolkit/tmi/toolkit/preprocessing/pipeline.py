@@ -39,7 +39,7 @@ from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.cache import PreparedCache, PreparedImages
 from tmi.toolkit.preprocessing.clinical_features import numbers
 from tmi.toolkit.qc.check_registry import ALERTS
-from tmi.toolkit.qc.image_checks import check_ct, check_mask, raise_on_error
+from tmi.toolkit.qc.image_checks import check_ct, check_mask, check_mask_name, raise_on_error
 from tmi.toolkit.radiomics.table import read_case_table, require_features
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ def prepare_case(
     in_memory = isinstance(case, CaseArrays)
     if not isinstance(case, CaseArrays | CaseBytes):
         open_case(case.folder)  # reports a missing folder as such, not as its first missing file
+    mask_issues: tuple[Issue, ...] = ()
     if not in_memory:
-        read_case_record(case, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
+        case_record = read_case_record(case, case_id=case.case_id)  # rejects a malformed one, as `tmi check` does
+        mask_issues = tuple(check_mask_name(case_record)) if {*modalities} - {"clinical"} else ()
     record = read_clinical(case, schema) if "clinical" in modalities else None
     table_F = _read_radiomics(case, modalities)
     warnings: tuple[Issue, ...] = ()
@@ -165,7 +167,7 @@ def prepare_case(
         text=text,
         numbers_V=None if record is None else numbers(record, schema),
         geometry_G=images.geometry_G,
-        warnings=tuple(issue.of_case(case.case_id) for issue in (*warnings, *images.warnings, *notes)),
+        warnings=tuple(issue.of_case(case.case_id) for issue in (*warnings, *mask_issues, *images.warnings, *notes)),
         spans=tuple(timer.spans),
     )
 

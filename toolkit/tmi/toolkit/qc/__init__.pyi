@@ -4,6 +4,7 @@ from .check_registry import ALERTS as ALERTS
 from .check_registry import CHECKS as CHECKS
 from .image_checks import check_ct as check_ct
 from .image_checks import check_mask as check_mask
+from .image_checks import check_mask_name as check_mask_name
 from .image_checks import raise_on_error as raise_on_error
 from .radiomics_comparison import RadiomicsComparison as RadiomicsComparison
 from .repairs import AppliedRepair as AppliedRepair

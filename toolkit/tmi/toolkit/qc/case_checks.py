@@ -34,7 +34,7 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.volume import Volume, read_ct, read_mask
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.qc.hu_checks import NOT_HU
-from tmi.toolkit.qc.image_checks import check_ct, check_mask
+from tmi.toolkit.qc.image_checks import check_ct, check_mask, check_mask_name
 from tmi.toolkit.qc.radiomics_comparison import RadiomicsComparison, compare_radiomics
 from tmi.toolkit.qc.text_length import TextEncoderInput, check_text_length
 from tmi.toolkit.radiomics.provenance import staleness_reason
@@ -254,6 +254,7 @@ def _check_clinical(
 def _check_provenance(case: Case) -> Iterator[Issue]:
     record, findings = _try_read(lambda: read_case_record(case, case_id=case.case_id))
     yield from findings
+    yield from (issue.of_case(case.case_id) for issue in check_mask_name(record))
     days = None if record is None else record.days_from_blood_to_ct
     if days is not None and abs(days) > MAX_DAYS_APART:
         yield Issue.of(

@@ -10,5 +10,5 @@ __all__ = ["ALERTS", "CHECKS", "Check", "Severity"]
 
 CHECKS = CASE_CODES
 """Code -> check."""
-ALERTS = frozenset({"clinical-incomplete", "liver-place"})
+ALERTS = frozenset({"clinical-incomplete", "liver-place", "mask-name"})
 """Warnings that are shown before a prediction, because it must not be relied on."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmi.toolkit.cases.case import CT_FILE, MASK_FILE
+from tmi.toolkit.cases.provenance import CaseRecord
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.imaging.nifti import is_sheared
 from tmi.toolkit.imaging.volume import Volume
@@ -202,6 +203,16 @@ def tilt_degrees(volume: Volume) -> float:
     """Return the largest angle between a grid axis and the nearest patient axis, in degrees."""
     direction = volume.affine_xyz[:3, :3] / np.linalg.norm(volume.affine_xyz[:3, :3], axis=0)
     return float(np.degrees(np.arccos(np.clip(np.abs(direction).max(axis=0), 0.0, 1.0))).max())
+
+
+def check_mask_name(record: CaseRecord | None) -> Iterator[Issue]:
+    """Yield `mask-name` if the import selected a label that the mask names as something else than a liver."""
+    if record is not None and record.mask_named_otherwise:
+        yield Issue.of(
+            "mask-name",
+            f"{MASK_FILE} was imported from a label that its mask does not name liver",
+            "compare the mask with the CT, and import the case with the label of the liver",
+        )
 
 
 def raise_on_error(issues: Iterable[Issue], case_id: str) -> tuple[Issue, ...]:
