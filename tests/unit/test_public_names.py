@@ -88,12 +88,12 @@ PUBLIC_NAMES = {
         CASES case_page finished_result index_page inputs_digest page_record
     """,
     "tmi.runtime.service": """
-        CaseQueue GrpcEndpoint LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceMetrics ServiceSettings
-        bind build_app read_token tls_context
+        CaseQueue GrpcEndpoint LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceClient ServiceMetrics
+        ServiceSettings bind build_app client_tls read_token tls_context
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline
-        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SYNTHETIC Trace alerts case_alerts
+        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SCHEMA SYNTHETIC Trace alerts case_alerts
         NOT_ASSESSED NOT_TRUSTED
         chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path
         result_to_json

@@ -97,6 +97,23 @@ def predict(
     timing: Annotated[bool, typer.Option("--timing", help="Print the time of each stage.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 also for a prediction with an alert.")] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Send the cases to `tmi serve` at this URL instead of opening a bundle.", show_default=False),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token of the service.", show_default=False)
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="Authority (PEM) of the service's certificate. Default: the system's.", show_default=False),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of this client (PEM) for the service.", show_default=False)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Private key of the client's certificate (PEM).", show_default=False)
+    ] = None,
 ) -> None:
     """Predict the prognosis of cases with a bundle. For research use only.
 
@@ -107,24 +124,42 @@ def predict(
 
         tmi predict case_a/
         tmi predict case_a/ case_b/ --bundle ./bundle --json -o predictions.json
+        tmi predict cohort/ --server https://tmi.hospital.example:8080 --token-file token --batch 4
     """
+    from tmi.runtime.cli.predict_remote import ServerOptions, predict_remotely, require_remote
     from tmi.runtime.cli.progress import run_cases
     from tmi.runtime.cli.tables.timing import print_timing
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
-    from tmi.runtime.serving.results import RejectedCase
     from tmi.toolkit.cases.case import parse_mask_label
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.toolkit.storage.outputs import output_lock
 
     require_case_paths(cases)
+    service = ServerOptions(url=server or "", token_file=token_file, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
+    if server is not None:
+        given = {
+            "--bundle": bundle, "--engine": engine != "auto", "--precision": precision != "auto", "--threads": threads,
+            "--trust-level": trust_level, "--cache": cache, "--reuse": reuse, "--no-verify": no_verify,
+            "--resume": resume,
+        }  # fmt: skip
+        require_remote({name: value not in (None, False) for name, value in given.items()}, out)
+    elif any((token_file, tls_ca, tls_cert, tls_key)):
+        raise UsageError("options of a service have no effect without --server", fix="give --server URL")
     threads = limit_to_cores(threads, option="--threads")
     if out is None and resume:
         raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
     if out is not None:
         _require_writable(out, force=force, resume=resume)
     with nullcontext() if out is None else output_lock(out, kind="prediction file"):  # fails before the work
-        bundle = resolve_bundle(bundle)
         labels = parse_mask_label(mask_label)
+        if server is not None:
+            found = resolve_cases(cases, mask_label=labels)
+            results = predict_remotely(found, service, at_a_time=batch, as_json=as_json, out=out)
+            if timing:
+                print_timing(results)
+            _exit_if_rejected(results, strict=strict)
+            return
+        bundle = resolve_bundle(bundle)
         resolved = resolve_cases(cases, mask_label=labels)
         prepared_cache = PreparedCache() if cache else None
         if no_verify:
@@ -152,8 +187,15 @@ def predict(
             if timing:
                 print_timing(results)
             _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
-        if any(isinstance(r, RejectedCase) or (strict and r.reasons) for r in results):
-            raise typer.Exit(int(ExitCode.REJECTED))
+        _exit_if_rejected(results, strict=strict)
+
+
+def _exit_if_rejected(results: Sequence[CaseResult], *, strict: bool) -> None:
+    """End with exit code 3 if a case was rejected; `strict`: or has an alert."""
+    from tmi.runtime.serving.results import RejectedCase
+
+    if any(isinstance(r, RejectedCase) or (strict and r.reasons) for r in results):
+        raise typer.Exit(int(ExitCode.REJECTED))
 
 
 def _require_writable(out: Path, *, force: bool, resume: bool) -> None:

@@ -63,7 +63,7 @@ def run_cases(
                 log.append(result)
             results[result.case_id] = result
             number += 1
-            _print_result(result, number, len(cases))
+            print_result(result, number, len(cases))
             task.advance()
     if len(cases) > 1:
         echo(_summary([results[case.case_id] for case in remaining], perf_counter() - start), err=True)
@@ -86,7 +86,7 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: MaskLabel | None)
     }
 
 
-def _print_result(result: CaseResult, number: int, count: int) -> None:
+def print_result(result: CaseResult, number: int, count: int) -> None:
     """Print the error of a rejected case, and one line for each case of several, on standard error."""
     if isinstance(result, RejectedCase):
         state = f"rejected ({result.code})"

@@ -100,7 +100,8 @@ def serve(
     """
     import uvicorn  # noqa: F401 - a missing extra is reported before the bundle is opened
 
-    from tmi.runtime.service.server import LOOPBACK, bind, read_token, tls_context
+    from tmi.runtime.service.access import read_token
+    from tmi.runtime.service.server import LOOPBACK, bind, tls_context
     from tmi.runtime.service.service import ServiceSettings
     from tmi.runtime.serving.predictor import Predictor
 

@@ -1,5 +1,8 @@
+from .access import read_token as read_token
 from .app import build_app as build_app
 from .case_queue import CaseQueue as CaseQueue
+from .client import ServiceClient as ServiceClient
+from .client import client_tls as client_tls
 from .grpc_endpoint import GrpcEndpoint as GrpcEndpoint
 from .metrics import ServiceMetrics as ServiceMetrics
 from .request_errors import STATUS_OF as STATUS_OF
@@ -7,7 +10,6 @@ from .request_errors import RequestError as RequestError
 from .server import LOOPBACK as LOOPBACK
 from .server import Listener as Listener
 from .server import bind as bind
-from .server import read_token as read_token
 from .server import tls_context as tls_context
 from .service import PredictionService as PredictionService
 from .service import ServiceSettings as ServiceSettings

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import hmac
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-
 from tmi.runtime.service.request_errors import RequestError
-from tmi.runtime.service.service import ServiceSettings
+from tmi.toolkit.errors import UsageError
+from tmi.toolkit.storage.bounded_files import SETTINGS_BYTES, read_bytes
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+    from tmi.runtime.service.service import ServiceSettings
+
+MIN_TOKEN = 16
+"""Smallest length of a token."""
+
+
+def read_token(path: Path) -> bytes:
+    """Return the token of a file: its only line.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no usable token.
+    """
+    try:
+        token = read_bytes(path, max_bytes=SETTINGS_BYTES).strip()
+    except OSError as error:
+        raise UsageError(f"token file {path} cannot be read: {error.strerror}", fix="correct the path") from error
+    if len(token) < MIN_TOKEN or not all(33 <= byte < 127 for byte in token):
+        raise UsageError(
+            f"token file {path} holds no token of at least {MIN_TOKEN} printable characters",
+            fix="write one: openssl rand -hex 32",
+        )
+    return token
 
 
 def foreign_request(settings: ServiceSettings, headers: Headers) -> RequestError | None:

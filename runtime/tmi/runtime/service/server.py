@@ -20,14 +20,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tmi.runtime.service.app import ObservedApp
 from tmi.runtime.service.service import PredictionService
 from tmi.toolkit.errors import UsageError
-from tmi.toolkit.storage.bounded_files import SETTINGS_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from tmi.runtime.service.grpc_endpoint import GrpcEndpoint
 
 BACKLOG = 256
-MIN_TOKEN = 16
-"""Smallest length of a token."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 """Names of this machine."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -56,24 +53,6 @@ def bind(host: str, port: int) -> socket.socket:
         )
         raise UsageError(f"address {host}:{port} {reason}", fix="give another --port or --host") from error
     return bound
-
-
-def read_token(path: Path) -> bytes:
-    """Return the token of a file: its only line.
-
-    Raises:
-        UsageError: the file cannot be read, or holds no usable token.
-    """
-    try:
-        token = read_bytes(path, max_bytes=SETTINGS_BYTES).strip()
-    except OSError as error:
-        raise UsageError(f"token file {path} cannot be read: {error.strerror}", fix="correct the path") from error
-    if len(token) < MIN_TOKEN or not all(33 <= byte < 127 for byte in token):
-        raise UsageError(
-            f"token file {path} holds no token of at least {MIN_TOKEN} printable characters",
-            fix="write one: openssl rand -hex 32",
-        )
-    return token
 
 
 def tls_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:

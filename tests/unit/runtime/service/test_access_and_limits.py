@@ -16,9 +16,10 @@ import pytest
 from factories.paths import ROOT
 from factories.service import INFER, binary_request, files_of, form, json_request, running_service
 from factories.service_checks import Gate, wait_until
+from tmi.runtime.service.access import read_token
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.runtime.service.request_errors import REJECTED, STATUS_OF
-from tmi.runtime.service.server import LOOPBACK, bind, read_token
+from tmi.runtime.service.server import LOOPBACK, bind
 from tmi.toolkit.errors import UsageError
 
 TOKEN = "0123456789abcdef0123456789abcdef"

@@ -31,12 +31,12 @@ import os, sys, time
 from tmi.runtime.cli import progress
 from tmi.toolkit.cli.main import main
 
-original = progress._print_result
+original = progress.print_result
 def slowly(result, number, count):
     original(result, number, count)
     if number == 3:
         time.sleep(60)
-progress._print_result = slowly
+progress.print_result = slowly
 main()
 """
 

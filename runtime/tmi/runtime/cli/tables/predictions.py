@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Protocol
 
-from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Prediction, alerts
@@ -18,7 +17,51 @@ from tmi.toolkit.storage.csv_files import csv_text
 from tmi.toolkit.storage.terminal_text import printable
 
 
-def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord) -> None:
+class FoldFacts(Protocol):
+    """A fold of a bundle."""
+
+    @property
+    def fold(self) -> int:
+        """Its number in the run."""
+
+
+class ManifestFacts(Protocol):
+    """What a table states of a manifest, which may be that of a service."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @property
+    def positive(self) -> int:
+        """Index of the positive class."""
+
+    @property
+    def folds(self) -> Sequence[FoldFacts]:
+        """The folds."""
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the decision."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the bundle was trained on synthetic cases."""
+
+
+class BundleFacts(Protocol):
+    """What a table states of a bundle."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its manifest."""
+
+    @property
+    def manifest(self) -> ManifestFacts:
+        """Its manifest."""
+
+
+def print_table(results: Sequence[CaseResult], *, bundle: BundleFacts, engine: EngineRecord) -> None:
     """Print the results on standard output."""
     console = make_console(highlight=False, markup=False, emoji=False)
     for line in _alert_lines(results):  # above the table, so that nobody reads a probability before them
@@ -36,7 +79,7 @@ def print_table(results: Sequence[CaseResult], *, bundle: Bundle, engine: Engine
     console.print(RESEARCH_USE, soft_wrap=True)
 
 
-def _listing(results: Sequence[CaseResult], manifest: Manifest) -> Listing:
+def _listing(results: Sequence[CaseResult], manifest: ManifestFacts) -> Listing:
     """Table of the results: case, decision, probability and notes have a column at every width."""
     positive = manifest.classes[manifest.positive]
     models = f"{len(manifest.folds)} fold model{'s' if len(manifest.folds) > 1 else ''}"
@@ -136,7 +179,7 @@ def _notes(results: Sequence[CaseResult]) -> list[str]:
     return lines
 
 
-def to_csv(results: Sequence[CaseResult], *, bundle: Bundle, engine: EngineRecord) -> str:
+def to_csv(results: Sequence[CaseResult], *, bundle: BundleFacts, engine: EngineRecord) -> str:
     """One row for each case, in the order of the input; probabilities in full precision."""
     manifest = bundle.manifest
     positive = manifest.classes[manifest.positive]
