@@ -12,10 +12,10 @@ from .result_log import ResultLog as ResultLog
 from .result_log import result_log_path as result_log_path
 from .results import ALERTS as ALERTS
 from .results import RESEARCH_USE as RESEARCH_USE
+from .results import SCHEMA as SCHEMA
 from .results import CaseResult as CaseResult
 from .results import Prediction as Prediction
 from .results import RejectedCase as RejectedCase
-from .results import SCHEMA as SCHEMA
 from .results import alerts as alerts
 from .results import document as document
 from .results import result_from_json as result_from_json
