@@ -28,8 +28,11 @@ DOWNLOAD = Reason(
     lambda words: {"r3d50_K_200ep.pth", "biobert-v1.1/"} & set(words) != set(),
 )
 SERVES = Reason("runs until a signal; tests/end_to_end/test_serve.py runs it", lambda words: words[0] == "serve")
+SENDS = Reason(
+    "needs a running service; tests/end_to_end/test_predict_server.py runs it", lambda words: "--server" in words
+)
 SYNOPSIS = Reason("names the options, with placeholders", lambda words: any(w.startswith("[--") for w in words))
-REASONS = (GPU, NODES, DEVICES, DOWNLOAD, SERVES, SYNOPSIS)
+REASONS = (GPU, NODES, DEVICES, DOWNLOAD, SERVES, SENDS, SYNOPSIS)
 
 RUN_PROGRAMS = ("tmi", "openssl")
 """Programs whose lines are run."""
