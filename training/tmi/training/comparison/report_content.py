@@ -33,7 +33,7 @@ CLINICAL_NOTE = (
     "has no such table."
 )
 BASELINES_NOTE = (
-    "The paper has no such table. Its models see the clinical values as numbers and the radiomics, and never the CT."
+    "The paper has no such table. Its simple models see the clinical values as numbers and the radiomics, not the CT."
 )
 OWN_NOTES: Mapping[int | str, str] = MappingProxyType(
     {CLINICAL.number: CLINICAL_NOTE, BASELINES.number: BASELINES_NOTE}
