@@ -81,6 +81,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "docs/systems.md": ("cohort",),
     "docs/tensorrt.md": ("RUN", "CASE"),
     "docs/training.md": ("cohort", "pbc.json"),
+    "docs/trust.md": ("case_a", "bundle"),
 }
 """Page -> what its folder has before the first command; the names are keys of `factories.doc_folder.MAKERS`."""
 BEFORE: Mapping[str, tuple[str, ...]] = {"docs/audit.md": ("train cohort/ --out runs/first",)}
