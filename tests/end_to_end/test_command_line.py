@@ -119,12 +119,12 @@ def test_help_groups_commands_by_panel(rendered_help):
 
 
 def test_help_documents_all_exit_codes(rendered_help):
-    """The exit codes of the main help are those of `ExitCode`, and 130 for an interrupt."""
+    """The exit codes of the main help are those of `ExitCode`, 130 for Ctrl-C and 143 for SIGTERM."""
     text = " ".join(rendered_help["texts"][""].split())
     documented = re.search(r"Exit codes: (.*?)\. ", text)
     assert documented is not None
     numbers = [int(n) for n in re.findall(r"(?:^|; )(\d+) ", documented[1])]
-    assert numbers == [int(c) for c in ExitCode] + [130]
+    assert numbers == [int(c) for c in ExitCode] + [130, 143]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

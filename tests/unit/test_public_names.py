@@ -117,8 +117,8 @@ PUBLIC_NAMES = {
         write_case_record
     """,
     "tmi.toolkit.cli": """
-        COMMANDS Column Listing Progress Task completes echo echo_json limit_to_cores make_console
-        print_error print_listing require_case_paths require_folder_name require_paths require_run
+        COMMANDS Column Listing Progress Task completes echo echo_json interruptible limit_to_cores
+        make_console print_error print_listing require_case_paths require_folder_name require_paths require_run
         require_used_key resolve_bundle show_progress show_steps split_names
     """,
     "tmi.toolkit.clinical": """

@@ -1,6 +1,17 @@
-"""`python -m tmi`: the command line, for a machine whose PATH lacks the command `tmi`."""
+"""The command `tmi`, and `python -m tmi` for a machine whose PATH lacks it."""
 
-from tmi.toolkit.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Import the command line and run it. Ctrl-C during the import ends without a traceback."""
+    try:
+        from tmi.toolkit.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

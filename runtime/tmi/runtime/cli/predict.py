@@ -12,6 +12,7 @@ import typer
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, echo_json
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, resolve_bundle
+from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -180,7 +181,9 @@ def predict(
         with opened as predictor:
             record = predictor.engine_record
             echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
-            results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
+            again = "the same command starts again" if out is None else "continue with the same command and --resume"
+            with interruptible(again):
+                results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
             for store in (prepared_cache, predictor.embeddings):
                 if store is not None:
                     echo(store.summary(), err=True)

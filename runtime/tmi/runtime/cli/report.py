@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from tmi.runtime.cli.predict import TrustLevel
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_folder_name, resolve_bundle
+from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UnavailableError, UsageError
 
@@ -129,12 +129,8 @@ def report(
             predictor = stack.enter_context(open_predictor(opened, log=partial(echo, err=True)))
             task = progress.add("writing pages", len(resolved), unit="cases")
             pages = _Pages(out=out, predictor=predictor, explainer=explainer, resume=resume, created=created)
-            try:
+            with interruptible(f"continue with the same command and --out {out} --resume"):
                 results = _write_cases(resolved, pages, task)
-            except KeyboardInterrupt:
-                line = f"interrupted; continue with the same command and --out {out} --resume"
-                echo(line, err=True, level=logging.WARNING)
-                raise
             page = index_page(results, bundle=predictor.bundle, created=created, version=version("tmi-clnet"))
             write_text(out / INDEX_FILE, page)
         rejected = sum(isinstance(r, RejectedCase) for r in results)

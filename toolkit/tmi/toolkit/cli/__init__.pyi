@@ -10,6 +10,7 @@ from .inputs import require_run as require_run
 from .inputs import require_used_key as require_used_key
 from .inputs import resolve_bundle as resolve_bundle
 from .inputs import split_names as split_names
+from .interrupts import interruptible as interruptible
 from .listing import Column as Column
 from .listing import Listing as Listing
 from .listing import print_listing as print_listing

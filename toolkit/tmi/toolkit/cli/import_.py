@@ -11,6 +11,7 @@ import typer
 from tmi.toolkit.cases.case import given_name
 from tmi.toolkit.cli.console import echo, echo_json
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
+from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
 
@@ -136,7 +137,7 @@ def _import_table(
     table: Path, mapping: Path, out: Path, *, force: bool, resume: bool, accept_losses: bool
 ) -> TableReport:
     """Import the rows of a table with a progress bar and return the report."""
-    with show_progress() as progress:
+    with interruptible("continue with the same command and --resume"), show_progress() as progress:
         task = progress.add("importing", None, unit="rows")
         from tmi.toolkit.ingest.tabular.cohort_importer import import_table
 

@@ -23,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmi.toolkit.cli.console import clean_messages_of_libraries, echo, open_closed_streams
+from tmi.toolkit.cli.interrupts import INTERRUPTED, Interrupts, interruptible, signals_as_interrupts
 from tmi.toolkit.cli.log import log_end, log_options, reset_log, write_json
 from tmi.toolkit.cli.suggestions import did_you_mean
 from tmi.toolkit.compute.cpu import limit_spinning
@@ -110,7 +111,7 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Parse the command's arguments and run it; a message about them is cleaned."""
-        with _clean_usage_errors():
+        with _clean_usage_errors(), interruptible("the same command starts again"):
             return super().invoke(ctx)
 
 
@@ -161,7 +162,8 @@ def root(
 
     Exit codes: 0 done; 1 unexpected error; 2 wrong usage, an output that cannot be written or that another command is
     writing; 3 some input was rejected, the rest was done; 4 parity failed; 5 engine, hardware, memory or disk space not
-    available; 6 bundle or run damaged, edited or not trusted; 130 stopped by Ctrl-C.
+    available; 6 bundle or run damaged, edited or not trusted; 130 stopped by Ctrl-C; 143 stopped by
+    SIGTERM.
     """
 
 
@@ -221,6 +223,19 @@ def _discard_rest_of_output() -> None:
 
 def main() -> None:
     """Entry point of the `tmi` command."""
+    with signals_as_interrupts() as interrupts:
+        try:
+            _main(interrupts)
+        except KeyboardInterrupt:  # before or after the command
+            echo("interrupted", err=True, level=logging.WARNING)
+            sys.exit(interrupts.exit_code)
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                sys.exit(interrupts.exit_code)
+            raise
+
+
+def _main(interrupts: Interrupts) -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     start = perf_counter()
@@ -236,7 +251,7 @@ def main() -> None:
         finally:
             log_end(start)
             sys.stdout.flush()  # a full disk behind a redirection is an error of the command
-    except Exception as error:  # noqa: BLE001 - top level: an unexpected error must not print a bare traceback
+    except Exception as error:
         if debug:
             echo(*traceback.format_exc().splitlines(), err=True, level=logging.ERROR)
         known = (
@@ -248,6 +263,8 @@ def main() -> None:
         if isinstance(known, TmiError):
             print_error(known)
             sys.exit(int(known.exit_code))
+        if interrupts.number is not None:  # a library turned the interrupt into an error of its own
+            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and error.strerror:
             where = f" at {error.filename}" if error.filename else ""
             what, fix = f"{error.strerror}{where}", "check the path and the disk"

@@ -11,6 +11,7 @@ import typer
 from tmi.toolkit.cases.case import find_cases, parse_mask_label
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_paths
+from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.errors import ExitCode, InputRejectedError, UsageError
@@ -67,7 +68,7 @@ def radiomics(
         )
     options = ExtractionOptions(force=force, use_cache=not no_cache, external=external)
     results: list[ExtractionResult] = []
-    with show_progress() as progress:
+    with interruptible("continue with the same command"), show_progress() as progress:
         task = progress.add("radiomics", len(cases), unit="cases")
         for result in make_tables(cases, options, jobs=jobs or available_cores()):
             results.append(result)

@@ -13,13 +13,13 @@ from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
+from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.progress import show_progress, show_steps
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
 from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, require_place
 from tmi.training.cli.options import (
-    INTERRUPTED_EXIT_CODE,
     Accelerator,
     CohortFolder,
     CtWeights,
@@ -211,21 +211,20 @@ def _train(plan: Plan, spec: RunSpec) -> ComparisonRuns:
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.comparison.runner import train_all
 
-    try:
-        with show_progress(transient=False) as progress:
-            all_runs = progress.add("runs", len(plan.runs), unit="runs", announce=True)
-            callbacks = ProgressCallbacks(progress, folds=plan.runs[0].config.train.folds)
+    with (
+        interruptible(f"continue with the same command and --out {spec.out}"),
+        show_progress(transient=False) as progress,
+    ):
+        all_runs = progress.add("runs", len(plan.runs), unit="runs", announce=True)
+        callbacks = ProgressCallbacks(progress, folds=plan.runs[0].config.train.folds)
 
-            def on_run_status(planned: PlannedRun, status: str) -> None:
-                progress.line(f"{planned.key}: {status}", event="run", run=planned.key, status=status)
-                if status in ("reused", "done", "failed"):
-                    all_runs.advance()
-                    callbacks.clear()
+        def on_run_status(planned: PlannedRun, status: str) -> None:
+            progress.line(f"{planned.key}: {status}", event="run", run=planned.key, status=status)
+            if status in ("reused", "done", "failed"):
+                all_runs.advance()
+                callbacks.clear()
 
-            return train_all(plan, spec, callbacks, on_run_status=on_run_status)
-    except KeyboardInterrupt:
-        echo(f"interrupted; continue with the same command and --out {spec.out}", err=True, level=logging.WARNING)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+        return train_all(plan, spec, callbacks, on_run_status=on_run_status)
 
 
 def _command_line(
@@ -246,21 +245,18 @@ def _evaluate(trained: ComparisonRuns, external: Cohort, spec: RunSpec) -> Exter
 
     from tmi.training.comparison.external import evaluate_external
 
-    try:
-        with (
-            show_progress(transient=False) as progress,
-            TemporaryDirectory(dir=spec.out, prefix=".external-") as scratch,
-        ):
-            bar = progress.add("external cohort", len(trained.runs), unit="runs", announce=True)
+    with (
+        interruptible(f"continue with the same command and --out {spec.out}"),
+        show_progress(transient=False) as progress,
+        TemporaryDirectory(dir=spec.out, prefix=".external-") as scratch,
+    ):
+        bar = progress.add("external cohort", len(trained.runs), unit="runs", announce=True)
 
-            def on_run(key: str) -> None:
-                progress.line(f"{key}: external cohort", event="external", run=key)
-                bar.advance()
+        def on_run(key: str) -> None:
+            progress.line(f"{key}: external cohort", event="external", run=key)
+            bar.advance()
 
-            return evaluate_external(trained.runs, external, scratch=Path(scratch), cache=spec.cache, on_run=on_run)
-    except KeyboardInterrupt:
-        echo(f"interrupted; continue with the same command and --out {spec.out}", err=True, level=logging.WARNING)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+        return evaluate_external(trained.runs, external, scratch=Path(scratch), cache=spec.cache, on_run=on_run)
 
 
 def _report(

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from tmi.toolkit.clinical.tokenizer import Tokenizer
     from tmi.training.pretrained.initial_weights import Initialization  # torch
 
-INTERRUPTED_EXIT_CODE = 130
-"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
-
 CohortFolder = Annotated[Path | None, typer.Argument(help="Cohort folder; default: ./cohort or tmi.toml.")]
 Preset = Annotated[
     str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from tmi.toolkit.cases.case import open_cohort, parse_mask_label
 from tmi.toolkit.cli.completion import completes
 from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.cli.inputs import require_folder_name, require_paths
+from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
@@ -24,7 +24,6 @@ from tmi.toolkit.run_folder import RUN_FILE, RunFolder, is_unstarted
 from tmi.toolkit.storage.atomic_files import require_absent
 from tmi.toolkit.storage.outputs import output_lock, require_place
 from tmi.training.cli.options import (
-    INTERRUPTED_EXIT_CODE,
     Accelerator,
     CohortFolder,
     CtWeights,
@@ -234,14 +233,12 @@ def _run(spec: RunSpec, *, resume: bool) -> None:
     from tmi.training.cli.progress import ProgressCallbacks
     from tmi.training.loop.cross_validation import cross_validate
 
-    try:
-        with show_progress(transient=False) as progress:
-            callbacks = ProgressCallbacks(progress, folds=spec.config.train.folds)
-            result = cross_validate(spec, callbacks, resume=resume)
-    except KeyboardInterrupt:
-        line = f"interrupted; continue with the same command and --out {spec.out} --resume"
-        echo(line, err=True, level=logging.WARNING)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+    with (
+        interruptible(f"continue with the same command and --out {spec.out} --resume"),
+        show_progress(transient=False) as progress,
+    ):
+        callbacks = ProgressCallbacks(progress, folds=spec.config.train.folds)
+        result = cross_validate(spec, callbacks, resume=resume)
     if spec.cache is not None:
         echo(spec.cache.summary(), err=True)
     if spec.hardware.node_rank > 0:
