@@ -25,7 +25,8 @@ from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.run_folder import RunFolder
-from tmi.training.comparison.external import ExternalEvaluation, evaluate_external, require_external
+from tmi.training.comparison.external import ExternalEvaluation, evaluate_external
+from tmi.training.comparison.external_cohort import require_external
 from tmi.training.comparison.external_table import caption, external_columns, external_rows
 from tmi.training.comparison.formatting import TableEntry
 from tmi.training.comparison.paper_tables import TABLES

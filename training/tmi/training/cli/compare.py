@@ -123,7 +123,7 @@ def compare(
     )
     data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
     outside = None if external is None else open_cohort(external, mask_label=parse_mask_label(mask_label))
-    from tmi.training.comparison.external import require_external
+    from tmi.training.comparison.external_cohort import require_external
     from tmi.training.comparison.plan import make_plan, select_tables
 
     if outside is not None:

@@ -1,6 +1,6 @@
 from .external import ExternalEvaluation as ExternalEvaluation
 from .external import evaluate_external as evaluate_external
-from .external import require_external as require_external
+from .external_cohort import require_external as require_external
 from .paper_tables import CLINICAL as CLINICAL
 from .paper_tables import CLINICAL_OVERRIDES as CLINICAL_OVERRIDES
 from .plan import RUNS as RUNS

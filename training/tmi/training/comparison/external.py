@@ -9,7 +9,7 @@ Shapes: N external cases, M folds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,15 +19,16 @@ from jaxtyping import Bool, Float
 from tmi.toolkit.cases.case import Cohort
 from tmi.toolkit.cases.fingerprint import cohort_fingerprint
 from tmi.toolkit.config.schema import POSITIVE, Config
-from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.model_registry import REFERENCE_MODEL
 from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import read_json
-from tmi.toolkit.storage.hashing import sha256_file, sha256_json
+from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
 from tmi.toolkit.synthetic.generative_model import modality_subsets
+from tmi.training.comparison.external_cohort import MIN_PER_CLASS
 from tmi.training.data.dataset import CohortArrays, prepare_cohort
 from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.calibration import positive_class_probability
@@ -35,9 +36,6 @@ from tmi.training.evaluation.fold_inference import predict_fold
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.evaluation.statistics.bootstrap import bootstrap_weights, interval, weighted_metrics
 from tmi.training.evaluation.statistics.delong import DeLong, delong_test
-
-MIN_PER_CLASS = 2
-"""Cases of each class below which no AUC can be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,51 +91,6 @@ class ExternalEvaluation:
     """Synthetic cohort: AUC of the true posterior of all modalities on its cases."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Key of a run -> why it could not predict the cohort."""
-
-
-def require_external(cohort: Cohort, external: Cohort) -> None:
-    """Check that no case of the external cohort is one of the cohort's.
-
-    Raises:
-        UsageError: a patient, or a CT file of the same bytes, is in both; a case has no label; a class has fewer than
-            two cases.
-    """
-    unlabelled = [case.case_id for case in external.cases if case.label is None]
-    if unlabelled:
-        raise UsageError(
-            f"{len(unlabelled)} external cases have no label, case {unlabelled[0]} among them",
-            fix=f"add the column `label` to {external.folder / 'cohort.csv'}",
-        )
-    bad = sum(case.label == POSITIVE for case in external.cases)
-    if min(bad, len(external.cases) - bad) < MIN_PER_CLASS:
-        raise UsageError(
-            f"the external cohort has {bad} cases of a bad prognosis and {len(external.cases) - bad} of a good one, "
-            f"and needs {MIN_PER_CLASS} of each",
-            fix="name a larger cohort with --external",
-        )
-    known = {patient_key(case.patient_id or case.case_id) for case in cohort.cases}
-    common = [c.case_id for c in external.cases if patient_key(c.patient_id or c.case_id) in known]
-    common += _same_images(cohort, external)
-    if common:
-        count = len(set(common))
-        raise UsageError(
-            f"{count} external case{'s are' if count > 1 else ' is'} of a patient of the cohort that the models are "
-            f"trained on: case {common[0]}" + (" and others" if count > 1 else ""),
-            fix="remove these cases from the external cohort",
-        )
-
-
-def _same_images(cohort: Cohort, external: Cohort) -> Iterator[str]:
-    """Ids of the external cases whose CT file is one of the cohort's; only files of equal size are read."""
-    sizes: dict[int, list[Path]] = {}
-    for case in cohort.cases:
-        if case.ct.is_file():
-            sizes.setdefault(case.ct.stat().st_size, []).append(case.ct)
-    for case in external.cases:
-        if case.ct.is_file() and (same := sizes.get(case.ct.stat().st_size)):
-            digest = sha256_file(case.ct)
-            if any(sha256_file(path) == digest for path in same):
-                yield case.case_id
 
 
 def evaluate_external(
