@@ -216,3 +216,25 @@ def _truth(folder: Path) -> Read:
 
     (folder / "truth.json").write_text('{"schema": "tmi-synthetic/1", "synthetic": true, "best_auc": {"ct": 0.8}}')
     return lambda: is_synthetic(folder)
+
+
+@target("trust statistics", "trust.safetensors", m.safetensors)
+def _trust(folder: Path) -> Read:
+    import numpy as np
+
+    from tmi.toolkit.trust.statistics import FoldTrust, PartStatistics
+
+    part = PartStatistics(
+        mean_D=np.zeros(3), scale_D=np.ones(3), directions_KD=np.eye(2, 3), variances_K=np.ones(2), residual=0.5
+    )
+    scores = {"radiomics": np.arange(4.0), "joint": np.arange(4.0)}
+    FoldTrust(fold=0, fitted_on=9, parts={"radiomics.features": part}, calibration=scores).save(
+        folder / "trust.safetensors"
+    )
+
+    def read() -> None:
+        trust = FoldTrust.load(folder / "trust.safetensors", fold=0)
+        found = trust.scores({name: np.ones((1, p.mean_D.shape[0])) for name, p in trust.parts.items()})
+        assert all(np.isfinite(values).all() for values in found.values()), "accepted statistics give finite scores"
+
+    return read
