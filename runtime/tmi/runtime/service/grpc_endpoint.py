@@ -158,7 +158,8 @@ class GrpcEndpoint:
             error = RequestError("failed", "unexpected error of the service", fix="see its log by the request id")
             failure = raised
         status = grpc.StatusCode.OK if error is None else _status(error)
-        end(status=status.name, code="ok" if error is None else error.code, size=call.size, failure=failure)
+        label = "ok" if error is None else error.code  # of the metrics; "ok" is no code of an error
+        end(status=status.name, code=label, size=call.size, failure=failure)
         trailing = (("x-request-id", observed.id), *(() if error is None else _trailing(error)))
         if error is not None:
             await context.abort(status, f"{error.what}; fix: {error.fix}", trailing)

@@ -10,6 +10,7 @@ from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.inference.ensemble import fold_std, probabilities, softmax
 from tmi.runtime.serving.results import (
     ALERTS,
+    UNLIKE_TRAINING,
     CaseResult,
     FoldPrediction,
     Prediction,
@@ -49,7 +50,7 @@ def to_prediction(
         manifest: manifest of the bundle; its threshold decides between the classes.
         digest: digest of the bundle.
         engine: name of the engine that computed the logits.
-        notices: notices of the case.
+        notices: notices of the case; `unlike-training` is left out where `trust` could be assessed.
         reused: branches whose features came from the embedding cache.
         trust: p-values of the case.
 
@@ -63,6 +64,9 @@ def to_prediction(
         return RejectedCase.of(InputRejectedError(message, fix=fix, code="answer-not-finite"), case_id)
     mean_K = probabilities(logits_1FK)[0]  # mean over folds of each fold's softmax, not softmax of the mean logits
     is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
+    if trust is not None and trust.verdict != "too-few-cases":
+        # a tenth of the features is a rule of thumb, and the p-value of the same share is calibrated
+        notices = tuple(notice for notice in notices if notice.code != UNLIKE_TRAINING)
     alert = trust_issue(trust, case_id)
     notices = notices if alert is None else (alert, *notices)
     reasons = tuple(dict.fromkeys(notice.code for notice in notices if notice.code in ALERTS))

@@ -48,7 +48,8 @@ def test_known_case_is_trusted_and_a_strange_one_is_not(trusted_bundle, case, st
     """The verdict is the joint p-value's; an untrusted case has an alert, which comes first."""
     known, strange = predict(trusted_bundle, case, strange_case)
     assert (known.trust.verdict, known.trust.cases) == ("trusted", 60)
-    assert (known.reasons, known.decision) == (("unlike-training",), "not-decided")  # the scaler is a random one
+    assert (known.reasons, known.decision) == ((), max(known.probability, key=known.probability.get))
+    assert [w.code for w in known.warnings if w.code == "radiomics-clipped"], "the scaler is a random one"
     assert strange.trust.verdict == strange.reasons[0] == strange.warnings[0].code == "not-trusted"
     assert strange.trust.p_values["clinical"] == min(strange.trust.p_values.values()) <= 0.05
     assert strange.trust.p_values["image"] == known.trust.p_values["image"]
@@ -83,7 +84,7 @@ def test_level_decides(trusted_bundle, case):
     assert at_level.reasons == ("not-trusted", *result.reasons)
     (too_small,) = predict(trusted_bundle, case, level=0.016)
     assert too_small.trust.verdict == "too-few-cases"
-    assert too_small.reasons == result.reasons
+    assert too_small.reasons == ("unlike-training",), "the rule of thumb is an alert where no p-value can be given"
 
 
 def test_level_without_statistics_is_rejected(nano_bundle, case):
@@ -160,10 +161,19 @@ def test_alert_withholds_the_decision(trusted_bundle, nano_bundle, codes, decisi
         assert result.probability["bad"] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
+def test_clipped_features_count_by_their_p_value(trusted_bundle, nano_bundle, case):
+    """More than a tenth of the features clipped is an alert only where trust cannot be assessed."""
+    (assessed,), (plain,) = predict(trusted_bundle, case), predict(nano_bundle, case)
+    assert assessed.trust.verdict == "trusted"
+    assert "unlike-training" not in {w.code for w in assessed.warnings}
+    assert plain.reasons == ("unlike-training",)
+    assert {w.code for w in plain.warnings} == {w.code for w in assessed.warnings} | {"unlike-training"}
+
+
 def test_strict_ends_with_3_for_a_withheld_decision(trusted_bundle, strange_case):
     """Without `--strict` a withheld decision is a result (exit code 0)."""
     words = ("predict", strange_case, "--bundle", trusted_bundle, "--engine", "onnx", "--threads", 1)
     assert tmi(*words).code == 0
     strict = tmi(*words, "--strict")
     assert strict.code == 3
-    assert "not-decided" in strict.out
+    assert "not-trusted" in strict.out

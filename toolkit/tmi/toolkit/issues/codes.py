@@ -149,7 +149,9 @@ USE_CODES: Mapping[str, Code] = MappingProxyType(
         "radiomics-imputed": Code("warning", "features are missing and were set to 0 after scaling"),
         "radiomics-incomplete": Code("warning", "more than a tenth of the features are missing: an alert"),
         "radiomics-clipped": Code("warning", "features outside the training range were clipped to it"),
-        "unlike-training": Code("warning", "more than a tenth of the features were clipped: an alert"),
+        "unlike-training": Code(
+            "warning", "more than a tenth of the features were clipped, and trust cannot be assessed: an alert"
+        ),
         "not-trusted": Code("warning", "the case is out of distribution, unlike the training cases: an alert"),
         "other-network": Code("note", "the bundle's network is not TMI-CLNet with all three inputs"),
         "synthetic-model": Code("warning", "the models were trained on synthetic cases"),
