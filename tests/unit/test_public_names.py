@@ -189,7 +189,7 @@ PUBLIC_NAMES = {
         write_table
     """,
     "tmi.toolkit.storage": """
-        ACCESS_ERRORS COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
+        ACCESS_ERRORS CERTIFICATE_BYTES COHORT_BYTES ContentCache DIGEST_BYTES DOCUMENT_BYTES DiskCache DocumentError
         FEATURES_BYTES FEATURE_TABLE_BYTES FileTooLargeError IMAGE_BYTES JOURNAL_BYTES LOCK_FILE
         NotFiniteError NotRegularFileError RECORD_BYTES SETTINGS_BYTES SPACE_ERRORS STATE_VARIABLE
         TABLE_BYTES TIMING_CACHE_BYTES WEIGHTS_BYTES YAML_BYTES cache_root canonical_json closed_on_error state_root

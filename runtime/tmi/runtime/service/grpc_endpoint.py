@@ -32,6 +32,7 @@ from tmi.runtime.service.service import EXTENSIONS, MODEL, MODEL_VERSION, Predic
 from tmi.runtime.service.uploads import case_of_tensors
 from tmi.runtime.serving.results import Prediction
 from tmi.toolkit.errors import InputRejectedError, UsageError
+from tmi.toolkit.storage.bounded_files import CERTIFICATE_BYTES, read_bytes
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = ("ServerLive", "ServerReady")
@@ -237,9 +238,10 @@ class _Call:
 
 
 def _credentials(certificate: Path, key: Path, client_ca: Path | None) -> Any:
+    read = partial(read_bytes, max_bytes=CERTIFICATE_BYTES)
     return grpc.ssl_server_credentials(
-        [(key.read_bytes(), certificate.read_bytes())],
-        root_certificates=None if client_ca is None else client_ca.read_bytes(),
+        [(read(key), read(certificate))],
+        root_certificates=None if client_ca is None else read(client_ca),
         require_client_auth=client_ca is not None,
     )
 

@@ -185,7 +185,9 @@ def _print_result(out: Path, imported: ImportedCase) -> None:
     echo(f"case {imported.case.case_id}: written to {out}")
     for name, source in imported.source.items():
         properties = ", ".join(
-            f"{k.replace('_', ' ')} {_format(v)}" for k, v in source.items() if k != "sha256" and v not in (0, [])
+            f"{k.replace('_', ' ')} {_format(v)}"
+            for k, v in source.items()
+            if k not in ("sha256", "named_otherwise") and v not in (0, [])  # the check `mask-name` states the second
         )
         echo(f"  {name}: {properties}" if properties else f"  {name}: copied")
     if imported.label is not None:

@@ -4,6 +4,7 @@ from .atomic_files import require_absent as require_absent
 from .atomic_files import staged_folder as staged_folder
 from .atomic_files import write_json as write_json
 from .atomic_files import write_text as write_text
+from .bounded_files import CERTIFICATE_BYTES as CERTIFICATE_BYTES
 from .bounded_files import COHORT_BYTES as COHORT_BYTES
 from .bounded_files import DOCUMENT_BYTES as DOCUMENT_BYTES
 from .bounded_files import FEATURE_TABLE_BYTES as FEATURE_TABLE_BYTES

@@ -18,6 +18,8 @@ SETTINGS_BYTES = 64 * KIB
 """`tmi.toml`; 0.3 kB."""
 RECORD_BYTES = 4 * MIB
 """A record of one case, and a clinical schema; a record with a free-text report has 10 kB."""
+CERTIFICATE_BYTES = 4 * MIB
+"""A certificate, a key or certificates of authorities in PEM; all authorities of the web have 0.3 MB."""
 YAML_BYTES = 512 * KIB
 """A mapping in YAML, whose parser reads 0.1 MB a second; one of 1,781 features has 200 kB."""
 FEATURES_BYTES = 4 * MIB

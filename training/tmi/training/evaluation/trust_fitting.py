@@ -84,6 +84,8 @@ def fit_trust(
 
 def write_trust(network: nn.Module, arrays: CohortArrays, data: FoldDataset, files: FoldFolder) -> None:
     """Fit the statistics of a trained fold and write its file; a cohort that is too small has none."""
+    if len(data.split.train) < MIN_CASES:
+        return  # before the encoders run on them
     ids = (*data.split.train, *data.split.test)
     trust = fit_trust(arrays, data, encoder_features(network, data, ids, len(arrays.cases)))
     if trust is not None:
