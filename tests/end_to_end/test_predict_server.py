@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -56,6 +56,31 @@ def without_times(document):
     # The folder, time and version of a document are those of the machine that predicted; the engine was chosen there.
     left_out = ("created", "version", "batch", "results", "engine")
     return {**{k: v for k, v in document.items() if k not in left_out}, "results": results}
+
+
+@contextmanager
+def responding(status, body):
+    """Address of a server that gives one response to every request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_document_equals_local_prediction(nano_bundle, cohort, url, token, tmp_path):
@@ -113,24 +138,32 @@ def test_missing_token_and_unreachable_service(cohort, url):
 )
 def test_other_responses_are_typed_errors(cohort, status, body, code, text):
     """A page of a proxy, another version, and every error of a service have an exit code and a fix."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        result = tmi("predict", cohort / "P0", "--server", f"http://127.0.0.1:{server.server_port}")
-        thread.join()
+    with responding(status, body) as stub:
+        result = tmi("predict", cohort / "P0", "--server", stub)
     assert (result.code, text in " ".join(result.err.split())) == (code, True), result.err
+
+
+def test_response_of_another_case_is_rejected(nano_bundle, cohort):
+    """A valid document of another patient, as a proxy that mixes responses gives it, is no result of this case."""
+    local = tmi("predict", cohort / "P0", "--bundle", nano_bundle, "--engine", "onnx", "--threads", 1, "--json")
+    with responding(200, local.out.encode()) as stub:
+        right = tmi("predict", cohort / "P0", "--server", stub, "--json")
+        wrong = tmi("predict", cohort / "P1", "--server", stub, "--json")
+    assert right.code == 0, right.err
+    assert (wrong.code, wrong.out) == (5, "")
+    assert "the response is one for another case" in wrong.err
+
+
+def test_nothing_is_written_if_no_case_reached_the_service(url, token, tmp_path):
+    """Without a prediction no bundle is known, so no document is written; the command says so."""
+    write_case(tmp_path / "C")
+    (tmp_path / "C" / "ct.nii.gz").unlink()
+    (tmp_path / "C" / "ct.nii.gz").mkdir()
+    out = tmp_path / "r.json"
+    outcome = tmi("predict", tmp_path / "C", "--server", url, "--token-file", token, "-o", out)
+    assert outcome.code == 3, outcome.err
+    assert f"the service has predicted no case; {out} is not written" in outcome.err
+    assert not out.exists()
 
 
 def test_untrusted_certificate_is_wrong_usage(cohort, tmp_path):

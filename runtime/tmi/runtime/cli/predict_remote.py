@@ -90,19 +90,20 @@ def predict_remotely(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     results = [one.result for one in served]
-    documents = [one for one in served if one.document is not None]
-    if not documents:
-        return results  # rejected here, which is printed: no bundle predicted them
+    documents = [one.document for one in served if one.document is not None]
+    if not documents:  # a document states bundle and engine, and none has predicted a case
+        unwritten = "" if out is None else f"; {out} is not written"
+        echo(f"the service has predicted no case{unwritten}", err=True, level=logging.WARNING)
+        return results
     first = documents[0]
-    assert first.document is not None and first.bundle is not None and first.engine is not None  # noqa: PT018
     if any(one.bundle != first.bundle or one.engine != first.engine for one in documents):
         raise UnavailableError("the service exchanged its bundle between the cases", fix="predict them again")
     predicted = sum(isinstance(result, Prediction) for result in results)
     stated: dict[str, Any] = {
-        **first.document,
+        **first.values,
         "alerts": [issue.to_dict() for _, issue in alerts(results)],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "counts": {**first.document["counts"], "predicted": predicted, "refused": len(results) - predicted},
+        "counts": {**first.values["counts"], "predicted": predicted, "refused": len(results) - predicted},
         "results": [result_to_json(result) for result in results],
     }
     text = canonical_json(stated)

@@ -79,34 +79,25 @@ class ServedBundle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedDocument:
+    """A `tmi-prediction` document of one case."""
+
+    values: Mapping[str, Any]
+    """The document."""
+    bundle: ServedBundle
+    """The bundle that predicted the case."""
+    engine: EngineRecord
+    """The engine that predicted it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedResult:
     """The response for one case."""
 
     result: CaseResult
     """Its prediction or rejection."""
-    document: Mapping[str, Any] | None
-    """The document of the response; None for a case that was rejected before it was sent."""
-
-    @property
-    def bundle(self) -> ServedBundle | None:
-        """The bundle that predicted it."""
-        if self.document is None:
-            return None
-        stated = self.document["bundle"]
-        classes = tuple(stated["classes"])
-        manifest = ServedManifest(
-            classes=classes,
-            positive=classes.index(stated["positive"]),
-            folds=tuple(ServedFold(fold=number) for number in stated["folds"]),
-            threshold=stated["threshold"],
-            synthetic=stated["synthetic"],
-        )
-        return ServedBundle(digest=stated["digest"], manifest=manifest)
-
-    @property
-    def engine(self) -> EngineRecord | None:
-        """The engine that predicted it."""
-        return None if self.document is None else from_json(EngineRecord, self.document["engine"], where="engine")
+    document: ServedDocument | None
+    """The document of the response; None for a case that was rejected without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +217,7 @@ def _result(status: int, data: bytes, case_id: str) -> ServedResult:
 
     Raises:
         UsageError: the request was not accepted, or this is no service of `tmi`.
-        UnavailableError: the service gave no result.
+        UnavailableError: the service gave no result, or that of another case.
     """
     try:
         document = parse_json(data)
@@ -242,10 +233,13 @@ def _result(status: int, data: bytes, case_id: str) -> ServedResult:
             )
         try:
             (entry,) = document["results"]
-            served = ServedResult(result=result_from_json(entry), document=document)
-            _ = served.bundle, served.engine
+            served = ServedResult(result=result_from_json(entry), document=_document(document))
         except (KeyError, ValueError, TypeError, UsageError) as error:
             raise _no_service(status, case_id) from error
+        if served.result.case_id != case_id:  # a proxy that caches or mixes responses
+            raise UnavailableError(
+                "the response is one for another case", fix="call the service without a proxy", case_id=case_id
+            )
         return served
     what, code, fix = (document.get(key) for key in ("error", "code", "fix"))
     if not isinstance(what, str) or not isinstance(code, str) or not isinstance(fix, str):
@@ -255,6 +249,28 @@ def _result(status: int, data: bytes, case_id: str) -> ServedResult:
     kind: type[TmiError] = UnavailableError if status in AVAILABLE_LATER else UsageError
     fix = "give the token of the service: --token-file" if code == "unauthorized" else fix
     raise kind(f"the service gave no prediction ({status} {code}): {what}", fix=fix, case_id=case_id)
+
+
+def _document(values: Mapping[str, Any]) -> ServedDocument:
+    """The document with its bundle and engine.
+
+    Raises:
+        KeyError, ValueError, TypeError, UsageError: it is malformed.
+    """
+    stated = values["bundle"]
+    classes = tuple(stated["classes"])
+    manifest = ServedManifest(
+        classes=classes,
+        positive=classes.index(stated["positive"]),
+        folds=tuple(ServedFold(fold=number) for number in stated["folds"]),
+        threshold=stated["threshold"],
+        synthetic=stated["synthetic"],
+    )
+    return ServedDocument(
+        values=values,
+        bundle=ServedBundle(digest=stated["digest"], manifest=manifest),
+        engine=from_json(EngineRecord, values["engine"], where="engine"),
+    )
 
 
 def _no_service(status: int, case_id: str) -> TmiError:
