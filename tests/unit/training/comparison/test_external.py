@@ -85,6 +85,18 @@ def test_rejected_case_is_left_out_of_every_run(evaluation, outside):
     assert {result.case_ids for result in evaluation.results.values()} == {ids}
 
 
+def test_damaged_run_does_not_stop_the_others(nano_run, nano_config, outside, tmp_path):
+    """A run whose weights cannot be read has its reason; the other runs have their results."""
+    broken = RunFolder.open(write_random_run(tmp_path / "broken", nano_config, seed=6))
+    broken.fold(broken.folds[0].fold).model.write_bytes(b"no weights")
+    done: list[str] = []
+    runs = {OTHER: broken, REFERENCE_MODEL: RunFolder.open(nano_run)}
+    found = evaluate_external(runs, outside, scratch=tmp_path, on_run=done.append)
+    assert list(found.results) == [REFERENCE_MODEL]
+    assert "cannot be read as safetensors" in found.failed[OTHER]
+    assert done == [OTHER, REFERENCE_MODEL]
+
+
 def test_metrics_and_tests(evaluation):
     """AUC of ensemble and folds are scikit-learn's; the difference from TMI-CLNet is DeLong's on the same cases."""
     ours, other = evaluation.results[REFERENCE_MODEL], evaluation.results[OTHER]
@@ -116,7 +128,7 @@ def test_ceiling_of_a_synthetic_cohort(evaluation, outside):
 
 def entry(key: str, result: object) -> TableEntry:
     row = next(row for row in TABLES[1].rows if row.key == key)
-    return TableEntry(row=row, result=result, failure="", paired=None, mcnemar_holm=None, delong_holm=None)  # type: ignore[arg-type]
+    return TableEntry(row=row, result=result, failure="", paired=None, mcnemar_holm=None, delong_holm=None)
 
 
 def test_rows_of_the_report(evaluation):
@@ -170,7 +182,7 @@ def test_patient_of_the_cohort_is_rejected(tmp_path):
 def test_cohort_without_labels_or_of_one_class_is_rejected(outside):
     """Without labels, or with one case of a class, there is nothing to evaluate."""
     unlabelled = replace(outside, cases=(replace(outside.cases[0], label=None), *outside.cases[1:]))
-    with pytest.raises(UsageError, match=f"1 external cases have no label, case {outside.cases[0].case_id}"):
+    with pytest.raises(UsageError, match=f"external cases without a label: 1, case {outside.cases[0].case_id}"):
         require_external(Cohort(folder=outside.folder, cases=()), unlabelled)
     one_class = replace(outside, cases=tuple(replace(case, label=0) for case in outside.cases))
     with pytest.raises(UsageError, match="0 cases of a bad prognosis and 8 of a good one"):

@@ -182,8 +182,9 @@ def compare(
         trained = _train(plan, spec)
         evaluation = None if outside is None else _evaluate(trained, outside, spec)
         _report(plan, trained, data, out, command, evaluation)
-    if trained.failed or trained.rejected or (evaluation is not None and evaluation.rejected):
-        raise typer.Exit(int(ExitCode.UNEXPECTED if trained.failed else ExitCode.REJECTED))
+    failed = {**trained.failed, **({} if evaluation is None else evaluation.failed)}
+    if failed or trained.rejected or (evaluation is not None and evaluation.rejected):
+        raise typer.Exit(int(ExitCode.UNEXPECTED if failed else ExitCode.REJECTED))
 
 
 def _require_comparison(out: Path) -> None:
@@ -275,6 +276,8 @@ def _report(
         echo(f"failed   {key}: {why}", err=True, level=logging.ERROR)
     if trained.rejected:
         echo(f"{len(trained.rejected)} case(s) were left out; see above", err=True, level=logging.WARNING)
+    for key, why in external.failed.items() if external is not None else ():
+        echo(f"failed   {key} on the external cohort: {why}", err=True, level=logging.ERROR)
     for error in external.rejected if external is not None else ():
         echo(f"external case left out: {error}", err=True, level=logging.WARNING)
     for line in written.closing_lines:

@@ -29,6 +29,7 @@ from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.synthetic.cohort import TRUTH_FILE
 from tmi.toolkit.synthetic.generative_model import modality_subsets
 from tmi.training.comparison.external_cohort import MIN_PER_CLASS
+from tmi.training.comparison.runner import RECORDED_ERRORS, run_failure_reason
 from tmi.training.data.dataset import CohortArrays, prepare_cohort
 from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.calibration import positive_class_probability
@@ -110,7 +111,7 @@ def evaluate_external(
         external: cohort with labels.
         scratch: folder for CTs that do not fit in memory; the caller removes it.
         cache: cache of prepared images; None prepares every case for this call alone.
-        on_run: called before each run with its key.
+        on_run: called after each run with its key.
     """
     patients = {case.case_id: patient_key(case.patient_id or case.case_id) for case in external.cases}
     prepared: dict[str, CohortArrays] = {}
@@ -118,20 +119,23 @@ def evaluate_external(
     probabilities: dict[str, Mapping[str, Float[np.ndarray, " M"]]] = {}
     rejected: dict[str | None, InputRejectedError] = {}
     for key, run in runs.items():
-        on_run(key)
         name = _preparation(run.config, run)
-        if name not in prepared:  # one preparation in memory at a time: the CTs of a cohort may be large
-            prepared = {
-                name: prepare_cohort(external, run.config, run.schema, store=scratch / "external.npy", cache=cache)
-            }
-        arrays = prepared[name]
-        rejected |= {error.case_id: error for error in arrays.rejected}
-        ids = tuple(case.case_id for case in arrays.cases)
-        if not ids:
-            failed[key] = "every external case was rejected"
-            continue
-        folds_MN = np.stack([_fold_probability(run, split.fold, arrays, ids) for split in run.folds])
-        probabilities[key] = dict(zip(ids, folds_MN.T, strict=True))
+        try:
+            if name not in prepared:  # one preparation in memory at a time: the CTs of a cohort may be large
+                prepared = {
+                    name: prepare_cohort(external, run.config, run.schema, store=scratch / "external.npy", cache=cache)
+                }
+            arrays = prepared[name]
+            rejected |= {error.case_id: error for error in arrays.rejected}
+            ids = tuple(case.case_id for case in arrays.cases)
+            if ids:
+                folds_MN = np.stack([_fold_probability(run, split.fold, arrays, ids) for split in run.folds])
+                probabilities[key] = dict(zip(ids, folds_MN.T, strict=True))
+            else:
+                failed[key] = "every external case was rejected"
+        except RECORDED_ERRORS as error:
+            failed[key] = run_failure_reason(error)
+        on_run(key)
     kept = [case for case in external.cases if all(case.case_id in p for p in probabilities.values())]
     positive_N = np.array([case.label == POSITIVE for case in kept], dtype=bool)
     results: dict[str, ExternalResult] = {}

@@ -25,7 +25,7 @@ def require_external(cohort: Cohort, external: Cohort) -> None:
     unlabelled = [case.case_id for case in external.cases if case.label is None]
     if unlabelled:
         raise UsageError(
-            f"{len(unlabelled)} external cases have no label, case {unlabelled[0]} among them",
+            f"external cases without a label: {len(unlabelled)}, case {unlabelled[0]} among them",
             fix=f"add the column `label` to {external.folder / 'cohort.csv'}",
         )
     bad = sum(case.label == POSITIVE for case in external.cases)

@@ -90,7 +90,7 @@ def train_all(
             )
             result = cross_validate(run_spec, callbacks, resume=existing is not None)
         except RECORDED_ERRORS as error:
-            failed[planned.key] = _failure_reason(error)
+            failed[planned.key] = run_failure_reason(error)
             on_run_status(planned, "failed")
         else:
             runs[planned.key], rejected = result.run, result.rejected
@@ -122,6 +122,6 @@ def _existing_run(
     return run
 
 
-def _failure_reason(error: BaseException) -> str:
+def run_failure_reason(error: BaseException) -> str:
     """Message in one line; of an unexpected error only its type, since its text may hold patient data."""
     return str(error) if isinstance(error, TmiError) else f"unexpected {type(error).__name__}"
