@@ -104,10 +104,11 @@ def compare_held_out(
     for name in engines:
         with open_engine(name, bundle, threads=threads) as engine:
             found = []
+            pipelines = {fold.fold: _pipeline(bundle, engine, fold) for fold in bundle.manifest.folds}
             for number, case in enumerate(cases):
                 if number % -(-len(cases) // STEPS) == 0:
                     progress(f"predicting held-out cases on engine {name}: {number} of {len(cases)}")
-                found.append(_probability(bundle, engine, case))
+                found.append(_probability(bundle, pipelines[case.fold], case))
         allowed = engine_spec(name).max_abs_err or REFERENCE_MARGIN
         rows.append(_row(bundle, name, engine_precision(name, bundle.manifest), cases, found, allowed))
     return [replace(row, auc_difference=_difference(row.auc, recorded.auc)) for row in rows]
@@ -151,16 +152,21 @@ def held_out_cases(bundle: Bundle, run: RunFolder, cohort: Path) -> list[HeldOut
     return found
 
 
-def _probability(bundle: Bundle, engine: Engine, case: HeldOutCase) -> float:
+def _pipeline(bundle: Bundle, engine: Engine, own: FoldSpec) -> InferencePipeline:
+    """Pipeline in which only the encoders of one fold run: they stand in every fold of the fusion graph."""
+    manifest = bundle.manifest
+    folds = tuple(FoldSpec(fold=f.fold, ct=own.ct, text=own.text, scaler=own.scaler) for f in manifest.folds)
+    # trust statistics belong to the encoders of their own fold, and no decision is made here
+    return InferencePipeline(replace(bundle, manifest=replace(manifest, folds=folds, trust=None)), engine)
+
+
+def _probability(bundle: Bundle, pipeline: InferencePipeline, case: HeldOutCase) -> float:
     """Probability of the positive class by the model of the case's fold."""
     manifest = bundle.manifest
-    index, own = next((i, f) for i, f in enumerate(manifest.folds) if f.fold == case.fold)
-    # The fusion graph has all folds; with the encoders of one fold in all of them, only these run.
-    folds = tuple(FoldSpec(fold=f.fold, ct=own.ct, text=own.text, scaler=own.scaler) for f in manifest.folds)
-    pipeline = InferencePipeline(replace(bundle, manifest=replace(manifest, folds=folds)), engine)
     (result,) = pipeline.run([case.case])
     if not isinstance(result, Prediction):
         raise InputRejectedError(f"case {result.case_id}: {result.what}", fix=result.fix, code=result.code)
+    index = [fold.fold for fold in manifest.folds].index(case.fold)
     return result.folds[index].probability[manifest.classes[manifest.positive]]
 
 
