@@ -39,7 +39,7 @@ def predictions_of(predictor: Predictor, folders: Sequence[Path]) -> dict[str, P
     """Prediction of each case folder, by its id."""
     results = {folder.name: predictor.predict(folder)[0] for folder in folders}
     assert all(isinstance(result, Prediction) for result in results.values())
-    return results  # type: ignore[return-value]
+    return results
 
 
 def facts(result: Prediction) -> dict[str, object]:
@@ -52,10 +52,10 @@ def require_equal(tensors: dict[str, object], result: Prediction) -> None:
     assert tensors["probability"] == list(result.probability.values())
     assert tensors["fold_probability"] == [p for fold in result.folds for p in fold.probability.values()]
     assert (tensors["spread"], tensors["decision"]) == ([result.spread], [result.decision])
-    (document,) = tensors["document"]  # type: ignore[misc]
+    (document,) = tensors["document"]
     (entry,) = json.loads(document)["results"]
     assert {k: v for k, v in entry.items() if k not in ("seconds", "overlapped")} == facts(result)
-    (issues,) = tensors["issues"]  # type: ignore[misc]
+    (issues,) = tensors["issues"]
     assert json.loads(issues) == [issue.to_dict() for issue in result.warnings]
 
 

@@ -208,8 +208,9 @@ def output_error(error: OSError) -> TmiError | OSError:
 def _link_loop(error: Exception) -> OSError | None:
     """The error of the system behind pathlib's RuntimeError about a loop of symbolic links; None for another error."""
     cause = error.__context__
-    is_loop = isinstance(error, RuntimeError) and isinstance(cause, OSError) and cause.errno == errno.ELOOP
-    return cause if is_loop else None  # type: ignore[return-value]
+    if isinstance(error, RuntimeError) and isinstance(cause, OSError) and cause.errno == errno.ELOOP:
+        return cause
+    return None
 
 
 def _discard_rest_of_output() -> None:
@@ -251,7 +252,7 @@ def _main(interrupts: Interrupts) -> None:
         finally:
             log_end(start)
             sys.stdout.flush()  # a full disk behind a redirection is an error of the command
-    except Exception as error:
+    except Exception as error:  # top level: an unexpected error must not print a bare traceback
         if debug:
             echo(*traceback.format_exc().splitlines(), err=True, level=logging.ERROR)
         known = (

@@ -6,7 +6,7 @@ Vovk 2015). n held-out cases in all folds::
     p = (1 + #{i : s_f(i)(i) >= s_f(i)(x)}) / (n + 1)
 
 p is at most `level` for a share of about `level` of cases like the training's. The smallest possible p-value is
-1 / (n + 1): with fewer than 1 / level - 1 held-out cases no case can be told apart at that level.
+1 / (n + 1): with fewer than 1 / level - 1 held-out cases no case can be found strange at that level.
 """
 
 from __future__ import annotations
