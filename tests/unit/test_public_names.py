@@ -93,11 +93,11 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline
-        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SCHEMA SYNTHETIC Trace alerts case_alerts
-        NOT_ASSESSED NOT_TRUSTED
+        Prediction Predictor RESEARCH_USE RejectedCase ResultLog SCHEMA SYNTHETIC Trace alerts case_notices
+        Decision FoldMeasurement NOT_ASSESSED NOT_TRUSTED TrustAssessor decide truncated_notice
         chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path
         result_to_json
-        stages_match_total sum_stages trust_sentence unaccounted_seconds
+        stages_match_total sum_stages trust_lines trust_sentence unaccounted_seconds
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE

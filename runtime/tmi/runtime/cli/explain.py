@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tmi.runtime.cli.predict import TrustLevel
 from tmi.toolkit.cli.console import echo, make_console
 from tmi.toolkit.cli.inputs import (
     limit_to_cores,
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
     from tmi.toolkit.cases.case import Case
     from tmi.toolkit.cli.progress import Task
     from tmi.toolkit.config.schema import Config
+    from tmi.toolkit.trust.p_values import Trust
+
+    _Explained = tuple[dict[str, Any], Trust | None]
+    """Document of a case, and its trust."""
 
 NoMemoryCheck = Annotated[
     bool, typer.Option("--no-memory-check", help="Start even if the machine has less memory than an explanation needs.")
 ]
 SUMMARY = (
     Column("case"),
+    Column("decision"),
     Column("p(bad)", right=True),
     Column("for"),
     Column("liver", right=True),
@@ -100,6 +106,7 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    trust_level: TrustLevel = None,
     no_memory_check: NoMemoryCheck = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing folders of cases.")] = False,
 ) -> None:
@@ -141,12 +148,12 @@ def explain(
         ct_only_source = None if ct_only is None else _open_ct_only_run(ct_only)
         with torch_threads(explanation_threads(source.config, threads)), show_progress() as progress:
             task = progress.add("explaining", len(resolved), unit="cases")
-            explainer = make_explainer(source, fold, target, progress.step)
-            documents = _explain_all(
+            explainer = make_explainer(source, fold, target, progress.step, trust_level=trust_level)
+            explained = _explain_all(
                 resolved, explainer, ct_only_source, out, task, steps=0 if quick else steps, sanity=not quick
             )
-        _summarise(documents, out, source)
-        if len(documents) < len(resolved):
+        _summarise(explained, out, source)
+        if len(explained) < len(resolved):
             raise typer.Exit(int(ExitCode.REJECTED))
 
 
@@ -214,12 +221,17 @@ def _require_memory(config: Config, folds: int, *, sanity: bool) -> None:
 
 
 def make_explainer(
-    source: ModelSource, fold: str, target: str | None, step: Callable[[str], None] = lambda stage: None
+    source: ModelSource,
+    fold: str,
+    target: str | None,
+    step: Callable[[str], None] = lambda stage: None,
+    *,
+    trust_level: float | None = None,
 ) -> Explainer:
     """Create the explainer, which passes each of its stages to `step`."""
     from tmi.runtime.explanation.explainer import Explainer
 
-    return Explainer(source, source.select_folds(fold), target=target, log=step)
+    return Explainer(source, source.select_folds(fold), target=target, log=step, trust_level=trust_level)
 
 
 def report_rejection(error: InputRejectedError | UnavailableError, case: Case) -> None:
@@ -238,29 +250,29 @@ def _explain_all(
     *,
     steps: int,
     sanity: bool,
-) -> list[dict[str, Any]]:
-    """Explain cases in order and write their files; returns the documents of those that were not rejected."""
+) -> list[_Explained]:
+    """Explain cases in order and write their files; returns those that were not rejected."""
     from time import perf_counter
 
-    documents: list[dict[str, Any]] = []
+    explained: list[_Explained] = []
     for number, case in enumerate(cases, start=1):
         start = perf_counter()
         try:
-            document = _explain_one(case, explainer, ct_only_source, out, steps=steps, sanity=sanity)
+            one = _explain_one(case, explainer, ct_only_source, out, steps=steps, sanity=sanity)
         except (InputRejectedError, UnavailableError) as error:
             report_rejection(error, case)
             state = "rejected"
         else:
-            documents.append(document)
+            explained.append(one)
             state = f"{perf_counter() - start:.1f} s"
         echo(f"[{number}/{len(cases)}] {case.case_id}: {state}", err=True)
         task.advance()
-    return documents
+    return explained
 
 
 def _explain_one(
     case: Case, explainer: Explainer, ct_only_source: ModelSource | None, out: Path, *, steps: int, sanity: bool
-) -> dict[str, Any]:
+) -> _Explained:
     import datetime
     from importlib.metadata import version
 
@@ -284,10 +296,12 @@ def _explain_one(
     row = None
     if ct_only is not None:
         row = (_row_title("CT only", ct_only.probability, ct_only.localization.in_liver), ct_only)
-    title = f"{case.case_id}: {_row_title('fused', explained.explanation.probability, explained.localization.in_liver)}"
-    title += f"; evidence for {explained.explanation.target!r}"
+    explanation = explained.explanation
+    title = f"{case.case_id}: {explanation.decision}; "
+    title += _row_title("fused", explanation.probability, explained.localization.in_liver)
+    title += f"; evidence for {explanation.target!r}"
     write_explanation(out / case.case_id, explained, document, title=title, ct_only=row)
-    return document
+    return document, explanation.trust
 
 
 def _row_title(name: str, probability: Mapping[str, float], in_liver: float | None) -> str:
@@ -303,15 +317,17 @@ def _open_ct_only_run(run: Path) -> ModelSource:
     return require_ct_only(open_run_models(run))
 
 
-def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSource) -> None:
+def _summarise(explained: Sequence[_Explained], out: Path, source: ModelSource) -> None:
     from tmi.runtime.serving.results import RESEARCH_USE
+    from tmi.runtime.serving.trust import trust_lines
 
-    rows = []
+    documents, rows = [document for document, _ in explained], []
     for document in documents:
         places, curves = document["map"]["places"], document["map"]["curves"]
         last = document["map"]["randomised"][-1:]
         cells = (
             document["case_id"],
+            document["decision"],
             f"{document['probability']['bad']:.3f}",
             document["target"],
             _format_value(places["in_liver"]),
@@ -331,6 +347,8 @@ def _summarise(documents: Sequence[dict[str, Any]], out: Path, source: ModelSour
         echo("liver, body: share of the map inside; CT only: the CT-only model's share in the liver")
         echo("points: whether the largest value lies in the liver; insert, delete: areas under the curves")
         echo("random: rank correlation with the map of randomised weights; near 0 is good")
+        for line in trust_lines([(document["case_id"], trust) for document, trust in explained]):
+            echo(line)
     origin = " of a synthetic cohort" if source.synthetic else ""
     echo(f"{len(documents)} case(s) explained in {out}; models: {source.kind} {source.digest[:16]}{origin}")
     echo(RESEARCH_USE)

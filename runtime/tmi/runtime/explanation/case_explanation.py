@@ -1,4 +1,4 @@
-"""Explain one case from its folder, and convert the result to the document `tmi-explanation/2`."""
+"""Explain one case from its folder, and convert the result to the document `tmi-explanation/3`."""
 
 from __future__ import annotations
 
@@ -58,8 +58,11 @@ class CaseExplanation:
     """Insertion and deletion curves; None if not requested."""
     randomised: tuple[RandomizationStep, ...]
     """Parameter randomization test; empty if not requested."""
-    warnings: tuple[Issue, ...]
-    """Alerts, then warnings and notes of the preprocessing."""
+
+    @property
+    def warnings(self) -> tuple[Issue, ...]:
+        """Alerts, then warnings and notes, as `tmi predict` reports them."""
+        return self.explanation.notices
 
     def __repr__(self) -> str:
         explanation, in_liver = self.explanation, self.localization.in_liver
@@ -145,7 +148,6 @@ def explain_case(
         localization=anatomy.localization_metrics(map_DHW),
         curves=explainer.curves(explanation, prepared, steps=steps) if steps else None,
         randomised=explainer.randomization_test(explanation, prepared) if sanity else (),
-        warnings=(*explanation.alerts, *(w for w in prepared.warnings if w.code not in ALERTS)),
     )
 
 
@@ -167,7 +169,7 @@ def case_document(
         "created": created,
         "version": version,
         "case_id": explanation.case_id,
-        "alerts": [alert.to_dict() for alert in explanation.alerts],
+        "alerts": [issue.to_dict() for issue in explanation.notices if issue.code in ALERTS],
         "model": {
             "kind": source.kind,
             "digest": source.digest,
@@ -177,6 +179,8 @@ def case_document(
         },
         "target": explanation.target,
         "decision": explanation.decision,
+        "reasons": list(explanation.reasons),
+        "trust": None if explanation.trust is None else explanation.trust.to_dict(),
         "probability": dict(explanation.probability),
         "map": map_metrics(explained),
         "ct_only": ct_only,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -25,16 +25,21 @@ from tmi.runtime.explanation.parameter_randomization import RandomizationStep, r
 from tmi.runtime.explanation.results import REPORT_FIELD, Explanation, FoldExplanation, mean_fields
 from tmi.runtime.explanation.tcaf_attention import RingAttention, ring_attention
 from tmi.runtime.explanation.xgradcam import cams_of, combined_map, run_recorded, stage_cams, unit_range
-from tmi.runtime.serving.input_warnings import case_alerts
+from tmi.runtime.serving.input_warnings import case_notices
+from tmi.runtime.serving.postprocessing import Decision, decide, truncated_notice
+from tmi.runtime.serving.trust import FoldMeasurement
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.clinical.record import read_clinical
 from tmi.toolkit.clinical.rendering import field_spans, sentences
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.models.registry import active_modalities
 from tmi.toolkit.models.tmi_clnet.fusion import FusionOutput
 from tmi.toolkit.models.tmi_clnet.model import TmiClnet
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.radiomics.scaler import Scaled
+from tmi.toolkit.trust.p_values import Trust
 
 LogCallback = Callable[[str], None]
 """Called with a short text when a stage starts."""
@@ -54,6 +59,10 @@ class _FoldParts:
     """Probabilities of the classes."""
     scaled: Scaled
     """Scaled features, with those that were imputed or clipped."""
+    measured: FoldMeasurement
+    """What trust is assessed from."""
+    truncated: bool
+    """Whether the text was longer than the encoder's maximum length."""
     cams: dict[int, list[torch.Tensor]]
     """Class -> CAM of each stage, for the classes that may be explained."""
     radiomics: Attribution
@@ -74,6 +83,10 @@ class Explainer:
         folds: fold numbers of the source.
         target: class to explain; None: for each case the class that these folds predict.
         log: called with a short text at every stage.
+        trust_level: largest joint p-value at which a case is not trusted; None: the source's.
+
+    Raises:
+        UsageError: a trust level for a source without statistics, or one that is no probability.
     """
 
     def __init__(
@@ -83,11 +96,13 @@ class Explainer:
         *,
         target: str | None = None,
         log: LogCallback = lambda words: None,
+        trust_level: float | None = None,
     ) -> None:
         self.source = source
         self.folds = folds
         self._target = target
         self._log = log
+        self._trust = source.trust.select(folds, level=trust_level)
 
     def explain(self, case: Case, prepared: PreparedCase) -> Explanation:
         """Compute maps and attributions.
@@ -104,8 +119,11 @@ class Explainer:
         spans = field_spans(sentences(record, source.schema, source.config.clinical.rendering))
         parts = [self._fold(fold, prepared, case.case_id, spans, seconds) for fold in self.folds]
         mean_K = np.mean([fold.probability_K for fold in parts], axis=0)
-        predicted = self._decision(mean_K)
-        target = predicted if self._target is None else source.classes.index(self._target)
+        trust = self._trust.assess(
+            prepared, [fold.measured for fold in parts], volume_S=self._trust.measure_volume(prepared)
+        )
+        decided = self._decide(mean_K, self._notices(prepared, parts), trust, prepared.case_id)
+        target = source.classes.index(decided.predicted if self._target is None else self._target)
         start = perf_counter()
         folds = tuple(self._explanation(fold, target) for fold in parts)
         seconds["map"] += perf_counter() - start
@@ -113,17 +131,15 @@ class Explainer:
         return Explanation(
             case_id=case.case_id,
             target=source.classes[target],
-            decision=source.classes[predicted],
+            decision=decided.decision,
+            reasons=decided.reasons,
+            trust=trust,
             probability=self._by_class(mean_K),
             folds=folds,
             map_DHW=unit_range(mean_map).numpy(),
             radiomics_R=np.mean([f.radiomics_R for f in folds], axis=0),
             fields=mean_fields(folds),
-            alerts=case_alerts(
-                prepared,
-                imputed_R=np.logical_or.reduce([fold.scaled.imputed_NF[0] for fold in parts]),
-                clipped_R=np.logical_or.reduce([fold.scaled.clipped_NF[0] for fold in parts]),
-            ),
+            notices=decided.notices,
             seconds=seconds,
         )
 
@@ -209,10 +225,18 @@ class Explainer:
         for name, elapsed in zip(("answer", "map", "radiomics", "clinical"), np.diff(marks), strict=True):
             seconds[name] += float(elapsed)
         fused = run.fused
+        scaled = model.scaler.transform(prepared.radiomics_F[None])
         return _FoldParts(
             fold=fold,
             probability_K=probability_K,
-            scaled=model.scaler.transform(prepared.radiomics_F[None]),
+            scaled=scaled,
+            measured=FoldMeasurement(
+                ct_C=run.encoded.ct_features[0].numpy(),
+                text_C=run.encoded.text_features[0].numpy(),
+                radiomics_R=scaled.values_NF[0],
+                clipped_R=scaled.clipped_NF[0],
+            ),
+            truncated=inputs.truncated,
             cams=cams,
             radiomics=radiomics,
             text=text,
@@ -220,16 +244,43 @@ class Explainer:
             attention=ring_attention(network.fusion.tcaf, (fused.clinical_BC, fused.radiomics_BC, fused.image_BC)),
         )
 
-    def _decision(self, probability_K: Float[np.ndarray, " K"]) -> int:
-        """Class that is predicted at these probabilities."""
-        positive = self.source.positive
-        return positive if probability_K[positive] >= self.source.threshold else 1 - positive
+    def _notices(self, prepared: PreparedCase, parts: Sequence[_FoldParts]) -> tuple[Issue, ...]:
+        """Warnings and notes of the case, as those of a prediction."""
+        source = self.source
+        notices = case_notices(
+            prepared,
+            imputed_R=np.logical_or.reduce([fold.scaled.imputed_NF[0] for fold in parts]),
+            clipped_R=np.logical_or.reduce([fold.scaled.clipped_NF[0] for fold in parts]),
+            modalities=active_modalities(source.config),
+            synthetic=source.synthetic,
+            system=source.config.system.name,
+        )
+        longest = source.config.clinical.max_length
+        truncated = any(fold.truncated for fold in parts)
+        return (*notices, truncated_notice(longest, prepared.case_id)) if truncated else notices
+
+    def _decide(
+        self, probability_K: Float[np.ndarray, " K"], notices: tuple[Issue, ...], trust: Trust | None, case_id: str
+    ) -> Decision:
+        source = self.source
+        return decide(
+            float(probability_K[source.positive]),
+            notices,
+            trust,
+            case_id=case_id,
+            threshold=source.threshold,
+            classes=source.classes,
+            positive=source.positive,
+            withholds=self._trust.assesses,
+        )
 
     def _explainable(self, probability_K: Float[np.ndarray, " K"]) -> tuple[int, ...]:
         """Classes that may be explained: all while folds are missing whose mean decides."""
         if self._target is not None:
             return (self.source.classes.index(self._target),)
-        return (self._decision(probability_K),) if len(self.folds) == 1 else tuple(range(len(self.source.classes)))
+        if len(self.folds) > 1:
+            return tuple(range(len(self.source.classes)))
+        return (self.source.classes.index(self._decide(probability_K, (), None, "").predicted),)
 
     def _explanation(self, parts: _FoldParts, target: int) -> FoldExplanation:
         return FoldExplanation(

@@ -30,6 +30,8 @@ class FoldInputs:
     """1 for a token, 0 for padding."""
     radiomics: Float[Tensor, "1 1781"]
     """Scaled features."""
+    truncated: bool
+    """Whether the text was longer than the encoder's maximum length."""
 
 
 def fold_inputs(case: PreparedCase, model: FoldModel, config: Config) -> FoldInputs:
@@ -41,6 +43,7 @@ def fold_inputs(case: PreparedCase, model: FoldModel, config: Config) -> FoldInp
         input_ids=torch.from_numpy(tokens.input_ids_BT),
         attention_mask=torch.from_numpy(tokens.attention_mask_BT),
         radiomics=torch.from_numpy(model.scaler.transform(case.radiomics_F[None]).values_NF),
+        truncated=bool(tokens.truncated_B[0]),
     )
 
 

@@ -22,6 +22,7 @@ from tmi.runtime.bundle.manifest import FUSION, FoldSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.signing import Keys, open_trusted_bundle
 from tmi.runtime.serving.startup import open_selected_engine
+from tmi.runtime.serving.trust import TrustAssessor
 from tmi.runtime.verification.self_test import LogCallback, cached_result
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import Schema
@@ -89,6 +90,8 @@ class ModelSource:
     """Smallest probability of the positive class at which the decision is `bad`."""
     synthetic: bool
     """Whether the models were trained on synthetic cases."""
+    trust: TrustAssessor
+    """Statistics of the training cases, which assesses nothing for models of earlier versions."""
     load: Callable[[int], FoldModel]
     """Loads the model of a fold; the last one is kept, and as many others as fit into `KEPT_BYTES`."""
 
@@ -150,6 +153,7 @@ def open_run_models(folder: Path) -> ModelSource:
         folds=tuple(split.fold for split in run.folds),
         threshold=run.threshold,
         synthetic=bool(run.state.get("cohort", {}).get("synthetic", False)),
+        trust=TrustAssessor.of_run(run, image="image" in active_modalities(run.config)),
         load=keep_folds(load),
     )
 
@@ -242,6 +246,7 @@ def bundle_models(
         folds=tuple(positions),
         threshold=manifest.threshold,
         synthetic=manifest.synthetic,
+        trust=TrustAssessor.of_bundle(bundle),
         load=keep_folds(load),
     )
 

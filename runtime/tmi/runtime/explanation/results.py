@@ -1,4 +1,4 @@
-"""Records of an explanation, whose JSON form is `tmi-explanation/2`, and sums over features and fields. Needs no torch.
+"""Records of an explanation, whose JSON form is `tmi-explanation/3`, and sums over features and fields. Needs no torch.
 
 They hold names of features and fields, attributions and metrics; no patient values and no text of a report. A single
 one of the 1,781 features, many of which are nearly redundant, has little meaning; the sum over a feature class or image
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
+from tmi.toolkit.trust.p_values import Trust
 
-SCHEMA = "tmi-explanation/2"
+SCHEMA = "tmi-explanation/3"
 REPORT_FIELD = "report"
 """Name of the attributions of a free-text report, which is not a field of a schema."""
 
@@ -52,7 +53,11 @@ class Explanation:
     target: str
     """Class whose logit the map explains."""
     decision: str
-    """Class that the explained folds predict."""
+    """Class that the explained folds predict; `not-trusted` or `not-decided` as `tmi predict` says it."""
+    reasons: tuple[str, ...]
+    """Codes of the alerts, for which the decision is withheld."""
+    trust: Trust | None
+    """p-values of the case against the training cases of the explained folds; None: not assessed."""
     probability: Mapping[str, float]
     """Class name -> probability, mean over the explained folds."""
     folds: tuple[FoldExplanation, ...]
@@ -63,8 +68,8 @@ class Explanation:
     """Mean over the folds."""
     fields: Mapping[str, float | None]
     """Mean over the folds whose text includes the field."""
-    alerts: tuple[Issue, ...]
-    """Reasons not to rely on the prediction, as `tmi predict` reports them."""
+    notices: tuple[Issue, ...]
+    """Warnings and notes, alerts first, as `tmi predict` reports them."""
     seconds: Mapping[str, float]
     """Seconds of each stage."""
 

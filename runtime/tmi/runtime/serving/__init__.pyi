@@ -4,8 +4,11 @@ from .input_warnings import BUNDLE_WARNINGS as BUNDLE_WARNINGS
 from .input_warnings import FEATURE_ALERTS as FEATURE_ALERTS
 from .input_warnings import FEATURE_WARNINGS as FEATURE_WARNINGS
 from .input_warnings import SYNTHETIC as SYNTHETIC
-from .input_warnings import case_alerts as case_alerts
+from .input_warnings import case_notices as case_notices
 from .pipeline import InferencePipeline as InferencePipeline
+from .postprocessing import Decision as Decision
+from .postprocessing import decide as decide
+from .postprocessing import truncated_notice as truncated_notice
 from .predictor import Predictor as Predictor
 from .predictor import resolve_cases as resolve_cases
 from .result_log import ResultLog as ResultLog
@@ -28,4 +31,7 @@ from .trace import sum_stages as sum_stages
 from .trace import unaccounted_seconds as unaccounted_seconds
 from .trust import NOT_ASSESSED as NOT_ASSESSED
 from .trust import NOT_TRUSTED as NOT_TRUSTED
+from .trust import FoldMeasurement as FoldMeasurement
+from .trust import TrustAssessor as TrustAssessor
+from .trust import trust_lines as trust_lines
 from .trust import trust_sentence as trust_sentence

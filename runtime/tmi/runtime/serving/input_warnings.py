@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.serving.results import ALERTS, INCOMPLETE, UNLIKE_TRAINING
 from tmi.toolkit.config.schema import MODALITIES
 from tmi.toolkit.issues.issue import Issue
@@ -60,7 +59,8 @@ def case_notices(
     *,
     imputed_R: Bool[NDArray[np.bool_], "R"],
     clipped_R: Bool[NDArray[np.bool_], "R"],
-    manifest: Manifest,
+    modalities: Sequence[str],
+    synthetic: bool,
     system: str,
 ) -> tuple[Issue, ...]:
     """Collect the notices of one case.
@@ -69,29 +69,22 @@ def case_notices(
         case: the prepared case; its own alerts come first, and its warnings before the other notices.
         imputed_R: features that were missing, in any fold.
         clipped_R: features outside the training range, in any fold.
-        manifest: manifest of the bundle.
-        system: name of the model in the bundle.
+        modalities: modalities that the models use.
+        synthetic: whether they were trained on synthetic cases.
+        system: name of the model.
     """
     notices = [issue for issue in case.warnings if issue.code not in ALERTS]
     for code, mask_R in (("radiomics-imputed", imputed_R), ("radiomics-clipped", clipped_R)):
         if mask_R.any():
             notices.append(_feature_notice(code, mask_R))
-    if system != REFERENCE_MODEL or manifest.modalities != MODALITIES:
-        message = f"the network is {system} and uses only {', '.join(manifest.modalities)}"
+    if system != REFERENCE_MODEL or tuple(modalities) != MODALITIES:
+        message = f"the network is {system} and uses only {', '.join(modalities)}"
         notices.append(Issue.of(OTHER_NETWORK, message, "none needed: the other inputs are not used"))
-    if manifest.synthetic:
+    if synthetic:
         message = "the models were trained on synthetic cases, not on patients"
         notices.append(Issue.of(SYNTHETIC, message, "use a bundle whose models were trained on patients"))
-    found = (*case_alerts(case, imputed_R=imputed_R, clipped_R=clipped_R), *notices)
-    return tuple(issue.of_case(case.case_id) for issue in found)
-
-
-def case_alerts(
-    case: PreparedCase, *, imputed_R: Bool[NDArray[np.bool_], "R"], clipped_R: Bool[NDArray[np.bool_], "R"]
-) -> tuple[Issue, ...]:
-    """Collect the alerts of one case: its own, and those about features that were imputed or clipped in any fold."""
-    found = [replace(issue, message=f"{issue.message}; {DO_NOT_RELY}") for issue in case.alerts]
-    found += _alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R})
+    own = [replace(issue, message=f"{issue.message}; {DO_NOT_RELY}") for issue in case.alerts]
+    found = (*own, *_alerts({"radiomics-clipped": clipped_R, "radiomics-imputed": imputed_R}), *notices)
     return tuple(issue.of_case(case.case_id) for issue in found)
 
 

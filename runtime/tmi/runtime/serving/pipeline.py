@@ -27,7 +27,7 @@ from tmi.runtime.serving.input_warnings import case_notices
 from tmi.runtime.serving.postprocessing import to_prediction, truncated_notice
 from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.runtime.serving.text_encoding import CaseTokens, EncodedText, TextBranch
-from tmi.runtime.serving.trust import TrustAssessor
+from tmi.runtime.serving.trust import FoldMeasurement, TrustAssessor
 from tmi.toolkit.cases.case import Case, reading
 from tmi.toolkit.clinical.rendering import require_rendering
 from tmi.toolkit.clinical.schema import SCHEMA_FILE
@@ -109,7 +109,7 @@ class InferencePipeline:
         self._schema = bundled_schema(bundle)
         self._scalers = [bundled_scaler(bundle, f.scaler) for f in self._manifest.folds if f.scaler is not None]
         self._texts = TextBranch(bundle, engine, embeddings)
-        self._trust = TrustAssessor(bundle, level=trust_level)
+        self._trust = TrustAssessor.of_bundle(bundle, level=trust_level)
 
     def __repr__(self) -> str:
         return f"InferencePipeline({self._manifest.preset}, {len(self._manifest.folds)} folds, {self._engine.name})"
@@ -175,7 +175,8 @@ class InferencePipeline:
                 prepared,
                 imputed_R=np.logical_or.reduce([none_R, *(s.imputed_NF[0] for s in scaled)]),
                 clipped_R=np.logical_or.reduce([none_R, *(s.clipped_NF[0] for s in scaled)]),
-                manifest=self._manifest,
+                modalities=self._manifest.modalities,
+                synthetic=self._manifest.synthetic,
                 system=self._config.system.name,
             ),
             clipped_FR=np.concatenate([np.zeros((0, N_RADIOMICS), np.bool_), *clipped]),
@@ -227,15 +228,21 @@ class InferencePipeline:
                 engine=self._engine.name,
                 notices=case.notices + ((truncated_notice(longest, case.case.case_id),) if text.truncated else ()),
                 trust=self._trust.assess(
-                    case.case,
-                    row=row,
-                    volume_S=case.volume_S,
-                    ct=ct.features,
-                    text=batch.text,
-                    radiomics_FR=case.radiomics_FR,
-                    clipped_FR=case.clipped_FR,
+                    case.case, self._measurements(case, row, ct.features, batch.text), volume_S=case.volume_S
                 ),
                 reused=(*(("ct",) if any(ct.reused_B[row : row + 1]) else ()), *(("text",) if text.reused else ())),
             )
             for row, (case, text) in enumerate(zip(batch.cases, batch.texts, strict=True))
+        ]
+
+    def _measurements(self, case: CaseInputs, row: int, ct: Features, text: Features) -> list[FoldMeasurement]:
+        """What each fold computed of the case in a row of the features by graph."""
+        return [
+            FoldMeasurement(
+                ct_C=None if fold.ct is None else ct[fold.ct][row],
+                text_C=None if fold.text is None else text[fold.text][row],
+                radiomics_R=None if fold.scaler is None else case.radiomics_FR[index],
+                clipped_R=None if fold.scaler is None else case.clipped_FR[index],
+            )
+            for index, fold in enumerate(self._manifest.folds)
         ]

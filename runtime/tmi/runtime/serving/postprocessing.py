@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
@@ -31,6 +34,55 @@ def truncated_notice(longest: int, case_id: str) -> Issue:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The decision of a prediction, and what withheld it."""
+
+    decision: str
+    """Class name, `not-trusted` or `not-decided`."""
+    predicted: str
+    """Class name on which the threshold decides, whatever the alerts."""
+    reasons: tuple[str, ...]
+    """Codes of the alerts."""
+    notices: tuple[Issue, ...]
+    """Warnings and notes of the prediction, alerts first."""
+
+
+def decide(
+    probability: float,
+    notices: tuple[Issue, ...],
+    trust: Trust | None,
+    *,
+    case_id: str,
+    threshold: float,
+    classes: Sequence[str],
+    positive: int,
+    withholds: bool,
+) -> Decision:
+    """Decide on one case; `tmi predict` and `tmi explain` both do so here.
+
+    Args:
+        probability: probability of the positive class, mean over the folds.
+        notices: notices of the case; `unlike-training` is left out where `trust` could be assessed.
+        trust: p-values of the case.
+        case_id: id of the case.
+        threshold: smallest probability at which the positive class is decided.
+        classes: names of the classes.
+        positive: index of the positive class.
+        withholds: whether an alert withholds the decision: where there are trust statistics. Models of earlier versions
+            keep the decisions that they have always given.
+    """
+    if trust is not None and trust.verdict != "too-few-cases":
+        # a tenth of the features is a rule of thumb, and the p-value of the same share is calibrated
+        notices = tuple(notice for notice in notices if notice.code != UNLIKE_TRAINING)
+    alert = trust_issue(trust, case_id)
+    notices = notices if alert is None else (alert, *notices)
+    reasons = tuple(dict.fromkeys(notice.code for notice in notices if notice.code in ALERTS))
+    predicted = classes[positive if probability >= threshold else 1 - positive]
+    decision = (withheld_decision(reasons) if withholds else None) or predicted
+    return Decision(decision=decision, predicted=predicted, reasons=reasons, notices=notices)
+
+
 def to_prediction(
     case_id: str,
     logits_1FK: Float32[NDArray[np.float32], "1 F K"],
@@ -50,7 +102,7 @@ def to_prediction(
         manifest: manifest of the bundle; its threshold decides between the classes.
         digest: digest of the bundle.
         engine: name of the engine that computed the logits.
-        notices: notices of the case; `unlike-training` is left out where `trust` could be assessed.
+        notices: notices of the case.
         reused: branches whose features came from the embedding cache.
         trust: p-values of the case.
 
@@ -63,16 +115,16 @@ def to_prediction(
         fix = "check the case with `tmi check`, and predict it with another --engine"
         return RejectedCase.of(InputRejectedError(message, fix=fix, code="answer-not-finite"), case_id)
     mean_K = probabilities(logits_1FK)[0]  # mean over folds of each fold's softmax, not softmax of the mean logits
-    is_positive = bool(mean_K[manifest.positive] >= manifest.threshold)
-    if trust is not None and trust.verdict != "too-few-cases":
-        # a tenth of the features is a rule of thumb, and the p-value of the same share is calibrated
-        notices = tuple(notice for notice in notices if notice.code != UNLIKE_TRAINING)
-    alert = trust_issue(trust, case_id)
-    notices = notices if alert is None else (alert, *notices)
-    reasons = tuple(dict.fromkeys(notice.code for notice in notices if notice.code in ALERTS))
-    decision = manifest.classes[manifest.positive if is_positive else 1 - manifest.positive]
-    if manifest.trust is not None:  # bundles of earlier versions keep the decisions that they have always given
-        decision = withheld_decision(reasons) or decision
+    decided = decide(
+        float(mean_K[manifest.positive]),
+        notices,
+        trust,
+        case_id=case_id,
+        threshold=manifest.threshold,
+        classes=manifest.classes,
+        positive=manifest.positive,
+        withholds=manifest.trust is not None,
+    )
 
     def by_class(p_K: NDArray[np.float64]) -> dict[str, float]:
         return {name: float(p) for name, p in zip(manifest.classes, p_K, strict=True)}
@@ -85,9 +137,9 @@ def to_prediction(
             for fold, p_K in zip(manifest.folds, softmax(logits_1FK)[0], strict=True)
         ),
         spread=float(fold_std(logits_1FK, manifest.positive)[0]),
-        decision=decision,
-        reasons=reasons,
-        warnings=notices,
+        decision=decided.decision,
+        reasons=decided.reasons,
+        warnings=decided.notices,
         engine=engine,
         bundle=digest,
         seconds={},

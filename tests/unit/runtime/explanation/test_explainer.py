@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -10,11 +12,13 @@ import pytest
 import torch
 
 from factories.cases import write_case
+from tmi.runtime import Predictor
 from tmi.runtime.explanation.explainer import Explainer, ct_map, encode_text, explanation_threads
 from tmi.runtime.explanation.inputs import fold_inputs
-from tmi.runtime.explanation.model_source import keep_folds, open_run_models
+from tmi.runtime.explanation.model_source import keep_folds, open_bundle_models, open_run_models
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.config.presets import paper, tiny
+from tmi.toolkit.errors import UsageError
 from tmi.toolkit.preprocessing.pipeline import prepare_case
 
 
@@ -118,3 +122,38 @@ def test_small_ct_is_explained_on_one_thread():
     assert explanation_threads(tiny(), None) == 1
     assert explanation_threads(tiny(), 2) == 2
     assert explanation_threads(paper(), None) is None
+
+
+@pytest.mark.parametrize("half_a_record", [False, True])
+def test_decision_is_that_of_the_prediction(trusted_bundle, synthetic_cohort, tmp_path, half_a_record):
+    """Decision, reasons, trust and warnings of an explanation are those of `tmi predict` for the same case."""
+    folder = shutil.copytree(sorted(p for p in synthetic_cohort.iterdir() if p.is_dir())[0], tmp_path / "P1")
+    if half_a_record:
+        record = json.loads((folder / "clinical.json").read_text())
+        record["values"] = {name: v for n, (name, v) in enumerate(sorted(record["values"].items())) if n % 2 == 0}
+        (folder / "clinical.json").write_text(json.dumps(record))
+    with Predictor.open(trusted_bundle, engine="eager", threads=1) as predictor:
+        (predicted,) = predictor.predict(folder)
+    source = open_bundle_models(trusted_bundle, threads=1)
+    *_, explanation = explained(source, Case(folder=folder, case_id="P1"))
+    assert predicted.decision == ("not-trusted" if half_a_record else predicted.decision)
+    assert (explanation.decision, explanation.reasons) == (predicted.decision, predicted.reasons)
+    assert explanation.trust == predicted.trust
+    assert explanation.notices == predicted.warnings
+    assert explanation.target in source.classes, "the map explains a class, also without a decision"
+
+
+def test_one_fold_is_assessed_by_its_own_statistics(trusted_bundle, synthetic_cohort):
+    """With `--fold` the held-out cases are those of that fold; a trust level replaces the manifest's."""
+    folder = sorted(p for p in synthetic_cohort.iterdir() if p.is_dir())[0]
+    source = open_bundle_models(trusted_bundle, threads=1)
+    case = Case(folder=folder, case_id=folder.name)
+    prepared = prepare_case(case, source.config, source.schema)
+    trust = Explainer(source, (1,), trust_level=0.4).explain(case, prepared).trust
+    assert (trust.cases, trust.level) == (30, 0.4)
+
+
+def test_trust_level_without_statistics_is_rejected(source):
+    """A level has no effect on models of earlier versions, so it is an error."""
+    with pytest.raises(UsageError, match="the run has no statistics of its training cases"):
+        Explainer(source, source.folds, trust_level=0.05)

@@ -36,7 +36,12 @@ def notices(*, clipped: int = 0, imputed: int = 0, alerts: tuple[Issue, ...] = (
     order = np.arange(R)
     manifest = replace(inspect_bundle(PUBLISHED / "bundle").manifest, synthetic=False)
     found = case_notices(
-        case, imputed_R=order >= R - imputed, clipped_R=order >= R - clipped, manifest=manifest, system="tmi-clnet"
+        case,
+        imputed_R=order >= R - imputed,
+        clipped_R=order >= R - clipped,
+        modalities=manifest.modalities,
+        synthetic=manifest.synthetic,
+        system="tmi-clnet",
     )
     return [(n.code, n.count) for n in found]
 

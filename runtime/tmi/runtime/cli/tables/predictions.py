@@ -9,7 +9,7 @@ from typing import Protocol
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Prediction, alerts
-from tmi.runtime.serving.trust import NOT_ASSESSED, NOT_TRUSTED, trust_sentence
+from tmi.runtime.serving.trust import trust_lines
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.issues.issue import Issue
@@ -74,7 +74,7 @@ def print_table(results: Sequence[CaseResult], *, bundle: BundleFacts, engine: E
         f"bundle {bundle.digest[:16]}",
         soft_wrap=True,
     )
-    for line in _trust_lines(results):
+    for line in trust_lines([(r.case_id, r.trust) for r in results if isinstance(r, Prediction)]):
         console.print(printable(line), soft_wrap=True)
     console.print(RESEARCH_USE, soft_wrap=True)
 
@@ -131,24 +131,6 @@ def _alert_lines(results: Sequence[CaseResult]) -> list[str]:
             text = f"{ids}: {message}" if notice.count is None else f"{ids} {message}"
         lines += [f"attention: {text} [{code}]", f"  fix: {notice.fix}"]
     return lines
-
-
-def _trust_lines(results: Sequence[CaseResult]) -> list[str]:
-    """One line on the trust of all cases: their p-values, or why there are none."""
-    predicted = [r for r in results if isinstance(r, Prediction)]
-    assessed = [(r.case_id, r.trust) for r in predicted if r.trust is not None]
-    if not assessed:
-        return [NOT_ASSESSED] if predicted else []
-    if len(assessed) == 1:
-        return [f"trust: {trust_sentence(assessed[0][1])}"]
-    trust = assessed[0][1]
-    counts = f"{sum(t.verdict == NOT_TRUSTED for _, t in assessed)} of {len(assessed)} cases not trusted"
-    if trust.verdict == "too-few-cases":
-        return [f"trust: {trust_sentence(trust)}"]
-    return [
-        f"trust: {counts} at level {trust.level:g}, against {trust.cases} held-out training cases; p-values: "
-        + ", ".join(f"{case_id} {t.p_value:.3f}" for case_id, t in assessed)
-    ]
 
 
 def _without_count(notice: Issue) -> str:
