@@ -1,8 +1,9 @@
 """Expected network inputs of the golden case, computed independently of the runtime's preprocessing code.
 
-The CT is read by nibabel and resampled by torch's `interpolate`. Radiomics are scaled by the formula, from the JSON of
-the run's scaler. Text is tokenized by the `tokenizers` package with the run's tokenizer. Only the clinical record is
-rendered by the toolkit itself, because no other definition of that text exists.
+The CT is read by nibabel and resampled by torch's `interpolate`, or averaged by its integral (`ct.antialias`).
+Radiomics are scaled by the formula, from the JSON of the run's scaler. Text is tokenized by the `tokenizers` package
+with the run's tokenizer. Only the clinical record is rendered by the toolkit itself, because no other definition of
+that text exists.
 `tmi.runtime.verification.preprocessing_check` lists the names of the arrays.
 """
 
@@ -61,12 +62,30 @@ def _resample_ct(case: Case, config: CtConfig) -> NDArray[np.float32]:
     hu_DHW = torch.from_numpy(np.ascontiguousarray(image.get_fdata(dtype=np.float64).transpose(2, 1, 0)))
     (low, high), (to_low, to_high) = config.window_hu, config.scale_to
     scaled = (hu_DHW.clamp(low, high) - low) / (high - low) * (to_high - to_low) + to_low
+    if config.antialias:
+        scaled = _area_means(scaled, config.shape_DHW)
     volume_11DHW = scaled[None, None]
     if config.depth_resampling == "nearest":
         in_plane = scaled.shape[1:]
         volume_11DHW = functional.interpolate(volume_11DHW, size=(config.shape_DHW[0], *in_plane), mode="nearest")
     resampled = functional.interpolate(volume_11DHW, size=config.shape_DHW, mode="trilinear", align_corners=False)
     return resampled[0].to(torch.float32).numpy()
+
+
+def _area_means(values_DHW: torch.Tensor, shape_DHW: tuple[int, int, int]) -> torch.Tensor:
+    """Means over each output voxel's extent along the axes that shrink: differences of the interpolated integral."""
+    means = values_DHW.numpy()
+    for axis, size in enumerate(shape_DHW):
+        if size >= (count := means.shape[axis]):
+            continue
+        edges = np.linspace(0.0, count, size + 1)
+
+        def along(line: NDArray[np.float64], edges: NDArray[np.float64] = edges) -> NDArray[np.float64]:
+            integral = np.concatenate(([0.0], np.cumsum(line)))
+            return np.diff(np.interp(edges, np.arange(len(integral)), integral)) / np.diff(edges)
+
+        means = np.apply_along_axis(along, axis, means)
+    return torch.from_numpy(means)
 
 
 def _read_features(case: Case) -> NDArray[np.float64]:

@@ -4,7 +4,8 @@
 
 The interpolation equals torch's `interpolate(mode="trilinear", align_corners=False)`: output voxel i samples the input
 at (i + 0.5) * n_in / n_out - 0.5, clamped at the border, separably along each axis. Axes whose size does not change are
-skipped.
+skipped. With `ct.antialias` an axis that shrinks is averaged over each output voxel's extent instead
+(`tmi.toolkit.imaging.box_filter`); its output voxels have the same centres.
 
 The computation uses numpy in float32 on a thread pool, one chunk of a few output slices at a time. A chunk is windowed,
 scaled and resampled while it is in the CPU cache, so no intermediate copy of the volume is made at the CT's size. A
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from tmi.toolkit.compute.buffer_pool import ArrayAllocator
 from tmi.toolkit.compute.cpu import worker_pool
 from tmi.toolkit.config.schema import CtConfig
+from tmi.toolkit.imaging.box_filter import BoxTaps, averaged, box_taps
 from tmi.toolkit.imaging.volume import Volume
 
 CHUNK_SLICES = 8
@@ -131,8 +133,10 @@ class _ResamplePlan:
         self.source_DHW, self.out_DHW, self.config = source_DHW, out_DHW, config
         (d_in, h_in, w_in), (d_out, h_out, w_out) = source_DHW.shape, out_DHW.shape
         self.depth = _interpolation_taps(d_in, d_out, nearest=config.depth_resampling == "nearest")
-        self.height = None if h_in == h_out else _interpolation_taps(h_in, h_out)
-        self.width = None if w_in == w_out else _interpolation_taps(w_in, w_out)
+        self.depth_box = box_taps(d_in, d_out) if config.antialias and d_out < d_in else None
+        """Replaces `depth` if the slices are averaged."""
+        self.height = _plane_taps(h_in, h_out, antialias=config.antialias)
+        self.width = _plane_taps(w_in, w_out, antialias=config.antialias)
         self.in_plane = self.height is not None or self.width is not None
         self.depth_first = d_out < d_in
         """Interpolate along D before H and W: cheaper if the output has fewer slices, so fewer planes are resampled."""
@@ -149,7 +153,8 @@ class _ResamplePlan:
         for rows in (True, False) if self.rows_first else (False, True):
             taps = self.height if rows else self.width
             if taps is not None:
-                plane_HW = _resampled(plane_HW, taps, axis=0 if rows else 1)
+                resample = averaged if isinstance(taps, BoxTaps) else _resampled
+                plane_HW = resample(plane_HW, taps, axis=0 if rows else 1)  # type: ignore[arg-type]
         return plane_HW
 
 
@@ -159,6 +164,8 @@ class _Chunk:
     def __init__(self, plan: _ResamplePlan, begin: int, end: int) -> None:
         self._plan, self._begin, self._end = plan, begin, end
         below, above, _ = plan.depth
+        if plan.depth_box is not None:
+            below, above = plan.depth_box.index_KO[0], plan.depth_box.index_KO[-1]
         self.first, self.last = int(below[begin]), int(above[end - 1]) + 1
 
     def compute(self) -> None:
@@ -167,7 +174,33 @@ class _Chunk:
         # in-plane interpolation needs whole planes; without it rows are independent and small tiles stay in the cache
         step = height if self._plan.in_plane else max(1, TILE_VOXELS // width)
         for row in range(0, height, step):
-            self._compute_rows(slice(row, row + step))
+            rows = slice(row, row + step)
+            if self._plan.depth_box is None:
+                self._compute_rows(rows)
+            else:
+                self._average_rows(rows, self._plan.depth_box)
+
+    def _average_rows(self, rows: slice, taps: BoxTaps) -> None:
+        """Write rows of the output slices as means over the input planes; a plane in two slices is windowed once."""
+        plan = self._plan  # the depth shrinks, so it is resampled before the plane
+        shared: tuple[int, NDArray[np.float32]] | None = None
+        total = part = None
+        for d in range(self._begin, self._end):
+            planes = taps.planes(d)
+            for k, (z, weight) in enumerate(planes):
+                tile = shared[1] if shared is not None and shared[0] == z else plan.windowed(z, rows, None)
+                if k == len(planes) - 1:
+                    shared = (z, tile)
+                if k == 0:
+                    total = np.multiply(tile, weight, out=total)
+                else:
+                    part = np.multiply(tile, weight, out=part)
+                    total += part
+            assert total is not None  # a slice covers at least one plane
+            if plan.in_plane:
+                plan.out_DHW[d] = plan.resampled(total)
+            else:
+                plan.out_DHW[d, rows] = total
 
     def _compute_rows(self, rows: slice) -> None:
         plan = self._plan
@@ -226,6 +259,13 @@ def _interpolation_taps(n_in: int, n_out: int, *, nearest: bool = False) -> Taps
     below = np.minimum(position.astype(np.intp), n_in - 1)
     above = np.minimum(below + 1, n_in - 1)
     return below, above, (position - below).astype(np.float32)
+
+
+def _plane_taps(n_in: int, n_out: int, *, antialias: bool) -> Taps | BoxTaps | None:
+    """Taps of an axis of the plane; None if its size does not change."""
+    if n_in == n_out:
+        return None
+    return box_taps(n_in, n_out) if antialias and n_out < n_in else _interpolation_taps(n_in, n_out)
 
 
 def _resampled(plane_HW: NDArray[np.float32], taps: Taps, *, axis: int) -> NDArray[np.float32]:
