@@ -20,10 +20,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tmi.runtime.service.access import foreign_request, missing_token
 from tmi.runtime.service.metrics import CONTENT_TYPE
+from tmi.runtime.service.outputs import MODEL, MODEL_VERSION
 from tmi.runtime.service.protocol import BINARY_HEADER, parse_request, write_response
 from tmi.runtime.service.request_errors import REJECTED, RequestError, bad_request
 from tmi.runtime.service.request_log import LogRecord, ObservedRequest
-from tmi.runtime.service.service import EXTENSIONS, MODEL, MODEL_VERSION, PredictionService
+from tmi.runtime.service.service import EXTENSIONS, PredictionService
 from tmi.runtime.service.uploads import IMAGES, case_of_form, case_of_tensors
 from tmi.runtime.serving.results import CaseResult, Prediction, RejectedCase
 from tmi.toolkit.errors import InputRejectedError

@@ -26,9 +26,10 @@ from tmi.runtime.service.grpc_messages import (
     require_model,
     write_infer_response,
 )
+from tmi.runtime.service.outputs import MODEL, MODEL_VERSION
 from tmi.runtime.service.request_errors import RequestError
 from tmi.runtime.service.request_log import LogRecord, ObservedRequest
-from tmi.runtime.service.service import EXTENSIONS, MODEL, MODEL_VERSION, PredictionService
+from tmi.runtime.service.service import EXTENSIONS, PredictionService
 from tmi.runtime.service.uploads import case_of_tensors
 from tmi.runtime.serving.results import Prediction
 from tmi.toolkit.errors import InputRejectedError, UsageError

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import json
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
-from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.service.case_queue import CaseQueue, DeadlineError
 from tmi.runtime.service.metrics import ServiceMetrics
-from tmi.runtime.service.protocol import BYTES, FP64, InferRequest, Tensor, require_known
+from tmi.runtime.service.outputs import (
+    MODEL,
+    MODEL_VERSION,
+    input_metadata,
+    output_metadata,
+    output_tensors,
+    result_document,
+)
+from tmi.runtime.service.protocol import InferRequest, Tensor, require_known
 from tmi.runtime.service.request_errors import RequestError
-from tmi.runtime.service.uploads import CASE_ID, FILE_OF
-from tmi.runtime.serving.results import CaseResult, Prediction, document
+from tmi.runtime.serving.results import CaseResult, Prediction
 from tmi.toolkit.cases.case import Case
-from tmi.toolkit.config.schema import N_RADIOMICS
-from tmi.toolkit.storage.hashing import canonical_json
 
-MODEL, MODEL_VERSION = "tmi", "1"
-"""Name and version of the model in the protocol."""
 EXTENSIONS = ("binary_tensor_data",)
 """Extensions of the protocol that the service has."""
 MAX_RETRY_S = 60
@@ -158,24 +156,16 @@ class PredictionService:
 
     def document(self, result: CaseResult) -> str:
         """The document of `tmi predict --json` for one case."""
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return canonical_json(
-            document([result], bundle=self.bundle, engine=self.engine, batch=1, created=created, version=self.version)
-        )
+        return result_document(result, bundle=self.bundle, engine=self.engine, version=self.version)
 
     def metadata(self) -> dict[str, Any]:
         """Metadata of the model in the protocol, with the bundle's as parameters."""
         manifest = self.bundle.manifest
-        texts = [{"name": name, "datatype": BYTES, "shape": [1, 1]} for name in (*FILE_OF, CASE_ID)]
-        inputs = [
-            entry | {"datatype": FP64, "shape": [1, N_RADIOMICS]} if entry["name"] == "radiomics" else entry
-            for entry in texts
-        ]
         return {
             "name": MODEL,
             "versions": [MODEL_VERSION],
             "platform": "tmi_bundle",
-            "inputs": inputs,
+            "inputs": input_metadata(),
             "outputs": output_metadata(manifest),
             "parameters": {
                 "bundle": self.bundle.digest,
@@ -199,41 +189,7 @@ class PredictionService:
 
     def tensors(self, result: Prediction) -> list[Tensor]:
         """Outputs of a prediction, in the order of the metadata."""
-        classes = self.bundle.manifest.classes
-        issues = json.dumps([issue.to_dict() for issue in result.warnings])
-        numbers = {
-            "probability": [result.probability[name] for name in classes],
-            "fold_probability": [fold.probability[name] for fold in result.folds for name in classes],
-            "spread": [result.spread],
-        }
-        texts = {
-            "decision": result.decision,
-            "issues": issues,
-            "case_id": result.case_id,
-            "document": self.document(result),
-        }
-        return [
-            Tensor(
-                name=entry["name"],
-                datatype=entry["datatype"],
-                shape=tuple(entry["shape"]),
-                values=np.array(numbers[entry["name"]], dtype=np.float64)
-                if entry["name"] in numbers
-                else (texts[entry["name"]].encode(),),
-            )
-            for entry in output_metadata(self.bundle.manifest)
-        ]
-
-
-def output_metadata(manifest: Manifest) -> list[dict[str, Any]]:
-    """Names, datatypes and shapes of the outputs."""
-    classes, folds = len(manifest.classes), len(manifest.folds)
-    numbers = {"probability": [1, classes], "fold_probability": [1, folds, classes], "spread": [1, 1]}
-    texts = ("decision", "issues", "case_id", "document")
-    return [
-        *({"name": name, "datatype": FP64, "shape": shape} for name, shape in numbers.items()),
-        *({"name": name, "datatype": BYTES, "shape": [1, 1]} for name in texts),
-    ]
+        return output_tensors(result, document=self.document(result), manifest=self.bundle.manifest)
 
 
 def _deadline_error(seconds: float) -> RequestError:
