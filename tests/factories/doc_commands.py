@@ -77,6 +77,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "docs/predict.md": ("case_a", "case_b", "bundle"),
     "docs/radiomics.md": ("untabled", "labels/P001", "external", "features.csv", "names.yaml"),
     "docs/results/README.md": ("pbc.csv", "docs"),
+    "docs/scale.md": ("cohort", "bundle"),
     "docs/synthetic.md": (),
     "docs/systems.md": ("cohort",),
     "docs/tensorrt.md": ("RUN", "CASE"),

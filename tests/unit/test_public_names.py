@@ -97,7 +97,7 @@ PUBLIC_NAMES = {
         Decision FoldMeasurement NOT_ASSESSED NOT_TRUSTED TrustAssessor decide truncated_notice
         chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path
         result_to_json
-        stages_match_total sum_stages trust_lines trust_sentence unaccounted_seconds
+        stages_match_total sum_stages trust_lines trust_sentence unaccounted_seconds MACHINE collect
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE
@@ -114,7 +114,7 @@ PUBLIC_NAMES = {
         TABLE_REPORT_FILE access_error add_repair find_cases folder_key format_label given_name
         is_cohort is_folder is_portable_name is_system_entry is_too_long missing_case_error
         open_case open_cohort parse_mask_label read_case_record reading unopened_error
-        write_case_record
+        write_case_record Shard shard_number
     """,
     "tmi.toolkit.cli": """
         COMMANDS Column Listing Progress Task completes echo echo_json interruptible limit_to_cores

@@ -18,7 +18,8 @@ from tmi.toolkit.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmi.runtime.serving.predictor import Predictor
+    from tmi.runtime.bundle.reader import Bundle
+    from tmi.runtime.engines.selection import EngineRecord
     from tmi.runtime.serving.results import CaseResult
 
 FORMATS = (".json", ".csv", ".jsonl")
@@ -95,6 +96,14 @@ def predict(
         typer.Option("--out", "-o", help="Write the results to FILE: .json, .csv or .jsonl by its ending."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a FILE that was not finished.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I of N of the cases, by a hash of their ids; `tmi collect` joins the parts.",
+            show_default=False,
+        ),
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print the time of each stage.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 also for a prediction with an alert.")] = False,
@@ -125,6 +134,7 @@ def predict(
 
         tmi predict case_a/
         tmi predict case_a/ case_b/ --bundle ./bundle --json -o predictions.json
+        tmi predict cohort/ --shard 3/10 --resume -o part.3.jsonl
         tmi predict cohort/ --server https://tmi.hospital.example:8080 --token-file token --batch 4
     """
     from tmi.runtime.cli.predict_remote import ServerOptions, predict_remotely, require_remote
@@ -132,6 +142,7 @@ def predict(
     from tmi.runtime.cli.tables.timing import print_timing
     from tmi.runtime.serving.predictor import Predictor, resolve_cases
     from tmi.toolkit.cases.case import parse_mask_label
+    from tmi.toolkit.cases.shard import Shard
     from tmi.toolkit.preprocessing.cache import PreparedCache
     from tmi.toolkit.storage.outputs import output_lock
 
@@ -141,7 +152,7 @@ def predict(
         given = {
             "--bundle": bundle, "--engine": engine != "auto", "--precision": precision != "auto", "--threads": threads,
             "--trust-level": trust_level, "--cache": cache, "--reuse": reuse, "--no-verify": no_verify,
-            "--resume": resume,
+            "--resume": resume, "--shard": shard,
         }  # fmt: skip
         require_remote({name: value not in (None, False) for name, value in given.items()}, out)
     elif any((token_file, tls_ca, tls_cert, tls_key)):
@@ -149,8 +160,11 @@ def predict(
     threads = limit_to_cores(threads, option="--threads")
     if out is None and resume:
         raise UsageError("--resume continues a file, and none is named", fix="name it with -o FILE")
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and (out is None or out.suffix.lower() != ".jsonl"):
+        raise UsageError("a shard is written as a result log", fix=f"name one with -o part.{part.number}.jsonl")
     if out is not None:
-        _require_writable(out, force=force, resume=resume)
+        require_writable(out, force=force, resume=resume)
     with nullcontext() if out is None else output_lock(out, kind="prediction file"):  # fails before the work
         labels = parse_mask_label(mask_label)
         if server is not None:
@@ -158,10 +172,13 @@ def predict(
             results = predict_remotely(found, service, at_a_time=batch, as_json=as_json, out=out)
             if timing:
                 print_timing(results)
-            _exit_if_rejected(results, strict=strict)
+            exit_if_rejected(results, strict=strict)
             return
         bundle = resolve_bundle(bundle)
         resolved = resolve_cases(cases, mask_label=labels)
+        if part is not None:
+            in_cohort, resolved = len(resolved), part.select(resolved)
+            echo(f"shard {part}: {len(resolved)} of {in_cohort} cases", err=True)
         prepared_cache = PreparedCache() if cache else None
         if no_verify:
             echo("the startup self-test is skipped (--no-verify)", err=True)
@@ -183,17 +200,19 @@ def predict(
             echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
             again = "the same command starts again" if out is None else "continue with the same command and --resume"
             with interruptible(again):
-                results = run_cases(predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume)
+                results = run_cases(
+                    predictor, resolved, batch=batch, mask_label=labels, out=out, resume=resume, shard=part
+                )
             for store in (prepared_cache, predictor.embeddings):
                 if store is not None:
                     echo(store.summary(), err=True)
             if timing:
                 print_timing(results)
-            _write_results(predictor, results, batch=batch, as_json=as_json, out=out)
-        _exit_if_rejected(results, strict=strict)
+            print_results(results, predictor.bundle, record, batch=batch, as_json=as_json, out=out)
+        exit_if_rejected(results, strict=strict)
 
 
-def _exit_if_rejected(results: Sequence[CaseResult], *, strict: bool) -> None:
+def exit_if_rejected(results: Sequence[CaseResult], *, strict: bool) -> None:
     """End with exit code 3 if a case was rejected; `strict`: or has an alert."""
     from tmi.runtime.serving.results import RejectedCase
 
@@ -201,7 +220,7 @@ def _exit_if_rejected(results: Sequence[CaseResult], *, strict: bool) -> None:
         raise typer.Exit(int(ExitCode.REJECTED))
 
 
-def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
+def require_writable(out: Path, *, force: bool, resume: bool) -> None:
     """Check the output options before any case is predicted."""
     from tmi.runtime.serving.result_log import result_log_path
     from tmi.toolkit.storage.atomic_files import require_absent
@@ -224,8 +243,8 @@ def _require_writable(out: Path, *, force: bool, resume: bool) -> None:
         raise UsageError("--force starts again and --resume continues", fix="give one of the two")
 
 
-def _write_results(
-    predictor: Predictor, results: Sequence[CaseResult], *, batch: int, as_json: bool, out: Path | None
+def print_results(
+    results: Sequence[CaseResult], bundle: Bundle, record: EngineRecord, *, batch: int, as_json: bool, out: Path | None
 ) -> None:
     """Print the table or the JSON document on standard output, and write the output file."""
     import datetime
@@ -237,7 +256,6 @@ def _write_results(
     from tmi.toolkit.storage.atomic_files import write_text
     from tmi.toolkit.storage.hashing import canonical_json
 
-    bundle, record = predictor.bundle, predictor.engine_record
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     text = canonical_json(
         document(results, bundle=bundle, engine=record, batch=batch, created=created, version=version("tmi-clnet"))

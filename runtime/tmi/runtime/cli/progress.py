@@ -10,12 +10,14 @@ from time import perf_counter
 from typing import Any
 
 from tmi.runtime.serving.predictor import Predictor
-from tmi.runtime.serving.result_log import ResultLog, result_log_path
+from tmi.runtime.serving.result_log import MACHINE, ResultLog, result_log_path
 from tmi.runtime.serving.results import CaseResult, RejectedCase
 from tmi.toolkit.cases.case import Case, MaskLabel
+from tmi.toolkit.cases.shard import Shard
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.cli.progress import show_progress
+from tmi.toolkit.storage.serialization import to_json
 
 
 def run_cases(
@@ -26,6 +28,7 @@ def run_cases(
     mask_label: MaskLabel | None,
     out: Path | None,
     resume: bool,
+    shard: Shard | None = None,
 ) -> list[CaseResult]:
     """Predict all cases; each result is appended to the log of `out` as soon as it is ready.
 
@@ -36,6 +39,7 @@ def run_cases(
         mask_label: as given to `resolve_cases`; recorded in the log.
         out: output file; None writes no log.
         resume: whether to continue an existing log.
+        shard: part of the cohort that the cases are; recorded in the log.
 
     Returns:
         All results, in the order of the cases, those of an earlier run included.
@@ -49,7 +53,8 @@ def run_cases(
         log = None
         if out is not None:
             open_log = ResultLog.resume if resume else ResultLog.begin
-            opened = open_log(result_log_path(out), _identity(predictor, batch=batch, mask_label=mask_label), cases)
+            identity = _identity(predictor, batch=batch, mask_label=mask_label, shard=shard)
+            opened = open_log(result_log_path(out), identity, cases)
             log = stack.enter_context(opened)
         results: dict[str, CaseResult] = {} if log is None else dict(log.results)
         remaining = [case for case in cases if case.case_id not in results]
@@ -70,7 +75,9 @@ def run_cases(
     return [results[case.case_id] for case in cases]
 
 
-def _identity(predictor: Predictor, *, batch: int, mask_label: MaskLabel | None) -> Mapping[str, Any]:
+def _identity(
+    predictor: Predictor, *, batch: int, mask_label: MaskLabel | None, shard: Shard | None
+) -> Mapping[str, Any]:
     """Everything that a prediction depends on; it must be equal in every run that resumes a log."""
     record = predictor.engine_record
     return {
@@ -83,6 +90,7 @@ def _identity(predictor: Predictor, *, batch: int, mask_label: MaskLabel | None)
         "mask_label": list(mask_label) if isinstance(mask_label, tuple) else mask_label,
         # absent if none was given, as in logs of earlier versions
         **({} if predictor.trust_level is None else {"trust_level": predictor.trust_level}),
+        **({} if shard is None else {"shard": str(shard), MACHINE: to_json(record)}),
     }
 
 

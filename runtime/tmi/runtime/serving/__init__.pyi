@@ -1,3 +1,4 @@
+from .collected import collect as collect
 from .held_out import HeldOutRow as HeldOutRow
 from .held_out import compare_held_out as compare_held_out
 from .input_warnings import BUNDLE_WARNINGS as BUNDLE_WARNINGS
@@ -11,6 +12,7 @@ from .postprocessing import decide as decide
 from .postprocessing import truncated_notice as truncated_notice
 from .predictor import Predictor as Predictor
 from .predictor import resolve_cases as resolve_cases
+from .result_log import MACHINE as MACHINE
 from .result_log import ResultLog as ResultLog
 from .result_log import result_log_path as result_log_path
 from .results import ALERTS as ALERTS

@@ -13,6 +13,9 @@ checksum of all voxels.
 edited, removed or exchanged line breaks the chain, and the log cannot be resumed, so an edit is never published. The
 chain detects edits, not a forger, who can compute it again.
 
+The header of a shard's log has two more keys: `shard`, which part of the cohort it is, and `machine`, the engine of the
+machine that started it. Another machine may resume it, so `machine` is the only key that need not be the same.
+
 The log is locked while it is open, so that only one process writes it. The operating system releases the lock when the
 process ends, so a kill leaves no stale lock. Without lock support (Windows, some network file systems) nothing is
 locked.
@@ -24,6 +27,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -43,6 +47,8 @@ issues of rejections, those of both the trust."""
 SUFFIX = ".jsonl"
 """Suffix of an output file that is itself a result log."""
 START_OVER_FIX = "start again with --force, or name another output file"
+MACHINE = "machine"
+"""Key of a header that need not be the same in a run that resumes the log."""
 READ_BYTES = 64 * 2**10
 """Bytes that are read at the beginning and at the end of a file to detect changes."""
 
@@ -70,6 +76,84 @@ def case_state(case: Case) -> str:
     return sha256_json(states)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredLog:
+    """Contents of a result log."""
+
+    header: Mapping[str, Any]
+    """First line, without its chain."""
+    results: Mapping[str, CaseResult]
+    """Case id -> result, in the order in which they were computed."""
+    states: Mapping[str, Any]
+    """Case id -> `case_state` of its files when it was read."""
+    chain: str
+    """Chain of the last line."""
+    size: int
+    """Bytes of the complete lines; what follows was cut by a kill."""
+
+
+def read_log(path: Path) -> StoredLog:
+    """Read a result log that nobody resumes.
+
+    Raises:
+        UsageError: it is no file, or not a result log.
+        DamagedError: a line was edited, or the file is larger than `JOURNAL_BYTES`.
+    """
+    try:
+        with open_regular(path) as stream:
+            stored = _stored_log(path, stream, None)
+    except OSError as error:
+        raise UsageError(
+            f"result log {path} cannot be read ({error.strerror or type(error).__name__})",
+            fix="give a file of `tmi predict -o FILE.jsonl`",
+        ) from error
+    if stored is None:
+        raise UsageError(f"result log {path} is empty", fix="predict its cases again with --resume")
+    return stored
+
+
+def _stored_log(path: Path, stream: BinaryIO, expected: Mapping[str, Any] | None) -> StoredLog | None:
+    """Read all complete lines; None: there is none.
+
+    Args:
+        path: path of the file, for messages.
+        stream: the file, at its start.
+        expected: header that the log must have; None: any.
+    """
+    if os.fstat(stream.fileno()).st_size > JOURNAL_BYTES:
+        raise DamagedError(f"unfinished prediction {path} is larger than {JOURNAL_BYTES >> 20} MiB", fix=START_OVER_FIX)
+    data = stream.read()
+    *lines, incomplete = data.split(b"\n")  # a complete line ends in a newline, so the rest is empty or torn
+    if not lines:
+        return None
+    header = _parsed(path, lines[0], 1)
+    chain = header.pop("chain", None)
+    if expected is None:
+        if header.get("schema") not in (SCHEMA, *OLD_SCHEMAS):
+            raise UsageError(f"{path} is not a result log", fix="give a file of `tmi predict -o FILE.jsonl`")
+    else:
+        schema = header["schema"] if header.get("schema") in OLD_SCHEMAS else SCHEMA
+        _require_same(path, header, {"schema": schema, **expected})
+    if chain != _next_chain(header, ""):  # written before logs had a chain, or edited
+        raise _damaged(path, 1)
+    results: dict[str, CaseResult] = {}
+    states: dict[str, Any] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        fields = _parsed(path, line, number)
+        chained, chain = fields.pop("chain", None), _next_chain(fields, chain)
+        if chained != chain:
+            raise _damaged(path, number)
+        state = fields.pop("files", None)
+        try:
+            result = result_from_json(fields)
+        except UsageError as error:
+            raise _damaged(path, number) from error
+        if result.case_id in results:
+            raise _damaged(path, number)
+        results[result.case_id], states[result.case_id] = result, state
+    return StoredLog(header=header, results=results, states=states, chain=chain, size=len(data) - len(incomplete))
+
+
 class ResultLog:
     """An open result log. Use it as a context manager.
 
@@ -95,7 +179,7 @@ class ResultLog:
 
         Args:
             path: the file.
-            identity: plain JSON values that must be the same in every run that resumes the log.
+            identity: plain JSON values that must be the same in every run that resumes the log, but `machine`.
             cases: all cases that will be predicted.
 
         Raises:
@@ -134,39 +218,15 @@ class ResultLog:
 
     @classmethod
     def _resume(cls, stream: BinaryIO, path: Path, identity: Mapping[str, Any], cases: Sequence[Case]) -> Self:
-        if os.fstat(stream.fileno()).st_size > JOURNAL_BYTES:
-            raise DamagedError(
-                f"unfinished prediction {path} is larger than {JOURNAL_BYTES >> 20} MiB", fix=START_OVER_FIX
-            )
-        data = stream.read()
-        *lines, incomplete = data.split(b"\n")  # a complete line ends in a newline, so the rest is empty or torn
-        if not lines:
+        stored = _stored_log(path, stream, identity)
+        if stored is None:
             return cls._begin(stream, path, identity, cases)  # killed while the first line was written
-        header = _parsed(path, lines[0], 1)
-        chain = header.pop("chain", None)
-        schema = header["schema"] if header.get("schema") in OLD_SCHEMAS else SCHEMA
-        _require_same(path, header, {"schema": schema, **identity})
-        if chain != _next_chain(header, ""):  # written before logs had a chain, or edited
-            raise _damaged(path, 1)
         states = {case.case_id: case_state(case) for case in cases}
-        results: dict[str, CaseResult] = {}
-        for number, line in enumerate(lines[1:], start=2):
-            fields = _parsed(path, line, number)
-            chained, chain = fields.pop("chain", None), _next_chain(fields, chain)
-            if chained != chain:
-                raise _damaged(path, number)
-            state = fields.pop("files", None)
-            try:
-                result = result_from_json(fields)
-            except UsageError as error:
-                raise _damaged(path, number) from error
-            if result.case_id in results:
-                raise _damaged(path, number)
-            _require_case(path, result.case_id, state, states)
-            results[result.case_id] = result
-        stream.truncate(len(data) - len(incomplete))
+        for case_id, state in stored.states.items():
+            _require_case(path, case_id, state, states)
+        stream.truncate(stored.size)
         stream.seek(0, os.SEEK_END)
-        return cls(stream, results, states, chain=chain)
+        return cls(stream, stored.results, states, chain=stored.chain)
 
     def append(self, result: CaseResult) -> None:
         """Write one result; it is on the disk when this returns."""
@@ -246,7 +306,7 @@ def _damaged(path: Path, number: int) -> DamagedError:
 
 
 def _require_same(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name in sorted({*stored, *expected}):
+    for name in sorted({*stored, *expected} - {MACHINE}):
         if stored.get(name) != expected.get(name):
             raise UsageError(
                 f"unfinished prediction {path} has another {name} ({stored.get(name)}, not {expected.get(name)})",

@@ -40,3 +40,5 @@ from .provenance import Repair as Repair
 from .provenance import add_repair as add_repair
 from .provenance import read_case_record as read_case_record
 from .provenance import write_case_record as write_case_record
+from .shard import Shard as Shard
+from .shard import shard_number as shard_number

@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "export": CommandSpec("tmi.export.cli.export:export", "Export", extra="export"),
         "build": CommandSpec("tmi.export.cli.build:build", "Export", extra="trt"),
         "predict": CommandSpec("tmi.runtime.cli.predict:predict", "Prediction"),
+        "collect": CommandSpec("tmi.runtime.cli.collect:collect", "Prediction"),
         "serve": CommandSpec("tmi.runtime.cli.serve:serve", "Prediction", extra="serve"),
         "explain": CommandSpec("tmi.runtime.cli.explain:explain", "Prediction", extra="explain"),
         "report": CommandSpec("tmi.runtime.cli.report:report", "Prediction", extra="explain"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tmi.toolkit.cases.case import find_cases, parse_mask_label
+from tmi.toolkit.cases.shard import Shard
 from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.inputs import limit_to_cores, require_case_paths, require_paths
 from tmi.toolkit.cli.interrupts import interruptible
@@ -37,6 +38,10 @@ def radiomics(
         Path | None, typer.Option("--map", help="JSON or YAML: name in that table -> feature name of tmi.")
     ] = None,
     id_column: Annotated[str | None, typer.Option("--id-column", help="Column of the case ids in that table.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only part I of N of the cases, by a hash of their ids.", show_default=False),
+    ] = None,
 ) -> None:
     """Extract the 1,781 radiomic features of each case's liver mask into its radiomics.csv.
 
@@ -48,6 +53,7 @@ def radiomics(
 
         tmi radiomics cohort/
         tmi radiomics cohort/P001 --mask-label 5 --jobs 4
+        tmi radiomics cohort/ --shard 3/10
         tmi radiomics cohort/ --from features.csv --map names.yaml
     """
     from tmi.toolkit.compute.cpu import available_cores
@@ -59,8 +65,12 @@ def radiomics(
         raise UsageError("--map and --id-column need a table", fix="give the table with --from")
     require_case_paths(paths)
     require_paths(("--from", table), ("--map", mapping))
+    part = None if shard is None else Shard.parse(shard)
     jobs = limit_to_cores(jobs, option="--jobs")
     cases = find_cases(paths, mask_label=parse_mask_label(mask_label))
+    if part is not None:
+        in_cohort, cases = len(cases), part.select(cases)
+        echo(f"shard {part}: {len(cases)} of {in_cohort} cases", err=True)
     external = None
     if table is not None:
         external = read_external_table(
