@@ -31,16 +31,15 @@ def collect(
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 also for a prediction with an alert.")] = False,
 ) -> None:
-    """Join the shards of a cohort's prediction, as if one `tmi predict` had predicted it.
+    """Join the results of a cohort's shards into the document of a single prediction.
 
     Nothing is written unless every shard is there once, all have the same bundle, engine and options, every case of the
     cohort has one result, and no case has changed since.
 
     Examples:
 
-        tmi predict cohort/ --shard 1/2 --resume -o part.1.jsonl
-        tmi predict cohort/ --shard 2/2 --resume -o part.2.jsonl
         tmi collect cohort/ part.1.jsonl part.2.jsonl -o predictions.json
+        tmi collect cohort/ part.1.jsonl part.2.jsonl --bundle ./bundle -o predictions.csv
     """
     from tmi.runtime.bundle.reader import inspect_bundle
     from tmi.runtime.cli.predict import exit_if_rejected, print_results, require_writable

@@ -95,11 +95,13 @@ def _shard(path: Path, part: StoredLog) -> Shard:
 
 
 def _engine(path: Path, header: Mapping[str, Any]) -> EngineRecord:
+    fields = header.get(MACHINE)
+    if not isinstance(fields, dict):
+        raise _header_error(path)
     try:
-        record: EngineRecord = from_json(EngineRecord, header.get(MACHINE), where="engine")
+        return from_json(EngineRecord, fields, where="engine")
     except UsageError as error:
         raise _header_error(path) from error
-    return record
 
 
 def _header_error(path: Path) -> DamagedError:

@@ -152,6 +152,14 @@ def _not_a_shard(parts, cohort):
     _rechained(parts[0], lambda rows: rows[0].pop("shard"))
 
 
+def _no_machine(parts, cohort):
+    _rechained(parts[1], lambda rows: rows[0].pop("machine"))
+
+
+def _wrong_machine(parts, cohort):
+    _rechained(parts[1], lambda rows: rows[0]["machine"].update(threads="two"))
+
+
 def _not_a_log(parts, cohort):
     parts[0].write_text('{"schema": "something/1"}\n')
 
@@ -173,6 +181,8 @@ def _empty(parts, cohort):
         (_foreign_case, 6, "holds cases that are not in shard "),
         (_other_division, 2, "part.3.jsonl is shard 3/4, but "),
         (_not_a_shard, 2, "part.1.jsonl is not the log of a shard: it holds a whole prediction"),
+        (_no_machine, 6, "part.2.jsonl: line 1 is damaged or was edited"),
+        (_wrong_machine, 6, "part.2.jsonl: line 1 is damaged or was edited"),
         (_not_a_log, 2, "part.1.jsonl is not a result log"),
         (_empty, 2, "part.1.jsonl is empty"),
     ],
