@@ -222,7 +222,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.evaluation": """
         EncoderFeatures METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
-        encoder_features fit_trust
+        criterion selected_epoch encoder_features fit_trust
         estimator_features fit_threshold format_metric is_calibrated load_fold_network optimism_note
         pool_folds positive_class_probability positive_probability predict_cases predict_estimator
         predict_fold predict_logits read_predictions write_fold_report write_summary write_trust
@@ -244,6 +244,9 @@ PUBLIC_NAMES = {
         fit_memory machine_differences machine_facts recorded_machines require_same_initial_weights
         require_same_options resolve_accelerator set_frozen_eval set_vector_norms_eval train_fold
         require_hardware_options require_text_memory
+    """,
+    "tmi.training.loop.optimization": """
+        EncoderHeads averaged_copy is_scheduled learning_rate_factor
     """,
     "tmi.training.losses": """
         Loss task_loss total_loss

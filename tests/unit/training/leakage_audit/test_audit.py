@@ -114,7 +114,7 @@ def plant_last_epoch(patch):
     original = BestEpochCheckpoint._validate_epoch
 
     def validate(self, module, epoch):
-        self.best_loss = float("inf")
+        self.best_criterion = float("inf")
         return original(self, module, epoch)
 
     patch.setattr(BestEpochCheckpoint, "_validate_epoch", validate)

@@ -207,3 +207,15 @@ def test_mmd_loss_adds_reconstruction():
     logits = output().logits_BK
     loss = mmd_loss(MmdOutput(logits, torch.tensor(0.25)), LABELS, paper().loss)
     assert float(loss.total) == pytest.approx(float(cross_entropy(logits, LABELS)) + 0.25)
+
+
+def test_label_smoothing_equals_torchs():
+    """The task loss is torch's cross entropy with label smoothing: targets of 0.95 and 0.05 for 0.1."""
+    logits, labels = random(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
+    config = LossConfig(label_smoothing=0.1, alpha=0.0)
+    log_p = logits.log_softmax(1)
+    by_hand = -(0.95 * log_p[range(6), labels] + 0.05 * log_p[range(6), 1 - labels]).mean()
+    loss = tmi_clnet_loss(Logits(logits), labels, config)
+    torch.testing.assert_close(loss.total, by_hand)
+    torch.testing.assert_close(loss.total, cross_entropy(logits, labels, label_smoothing=0.1))
+    assert loss.total != cross_entropy(logits, labels)

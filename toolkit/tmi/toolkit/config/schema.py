@@ -7,12 +7,14 @@ are those of the paper; `docs/decisions.md` lists the ones that the paper does n
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tmi.toolkit.config.baseline_schema import ModelConfig
-from tmi.toolkit.errors import UsageError
+from tmi.toolkit.config.training_schema import AugmentationConfig as AugmentationConfig
+from tmi.toolkit.config.training_schema import LossConfig as LossConfig
+from tmi.toolkit.config.training_schema import TrainConfig as TrainConfig
+from tmi.toolkit.config.training_schema import require
 from tmi.toolkit.modality import MODALITIES as MODALITIES
 from tmi.toolkit.modality import Modality as Modality
 
@@ -20,15 +22,8 @@ CLASSES: tuple[str, str] = ("good", "bad")
 """Class names by index. The positive class of every metric is `bad` (bad prognosis)."""
 POSITIVE: int = 1
 """Index of the positive class in `CLASSES`."""
-FREEZABLE = re.compile(r"ct(:stem|:layer[1-4])?|text(:\d+)?|radiomics")
-"""Valid entries of `train.freeze`."""
 N_RADIOMICS: int = 1781
 """Number of radiomic features of the network input."""
-
-
-def _require(holds: bool, what: str, fix: str) -> None:
-    if not holds:
-        raise UsageError(f"config: {what}", fix=fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +43,14 @@ class CtConfig:
     the two nearest voxels, which ignores the others and keeps their noise. Off in every preset (paper)."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.shape_DHW) == 3 and min(self.shape_DHW) >= 8,
             f"ct.shape_DHW={self.shape_DHW}",
             "give three sizes of at least 8 voxels, depth first",
         )
-        _require(self.window_hu[0] < self.window_hu[1], f"ct.window_hu={self.window_hu}", "give the lower end first")
-        _require(self.scale_to[0] < self.scale_to[1], f"ct.scale_to={self.scale_to}", "give the lower end first")
-        _require(
+        require(self.window_hu[0] < self.window_hu[1], f"ct.window_hu={self.window_hu}", "give the lower end first")
+        require(self.scale_to[0] < self.scale_to[1], f"ct.scale_to={self.scale_to}", "give the lower end first")
+        require(
             not (self.antialias and self.depth_resampling == "nearest"),
             "ct.antialias with ct.depth_resampling=nearest, which copies slices",
             "set ct.depth_resampling=linear",
@@ -89,7 +84,7 @@ class ClinicalConfig:
     """Size of the WordPiece vocabulary that is trained on the training texts; None: an existing tokenizer is used."""
 
     def __post_init__(self) -> None:
-        _require(8 <= self.max_length <= 512, f"clinical.max_length={self.max_length}", "give 8 to 512 tokens")
+        require(8 <= self.max_length <= 512, f"clinical.max_length={self.max_length}", "give 8 to 512 tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +112,7 @@ class CtEncoderConfig:
         return self.fc_width or self.planes[-1] * (4 if self.block == "bottleneck" else 1)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             min(self.dilation) >= 1,
             f"ct_encoder.dilation={self.dilation}",
             "give four integers of at least 1, one per stage",
@@ -146,12 +141,12 @@ class TextEncoderConfig:
     (docs/results)."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.heads >= 1 and self.hidden_size % self.heads == 0,
             f"text_encoder.hidden_size={self.hidden_size}",
             f"make it a multiple of the {self.heads} heads",
         )
-        _require(0.0 <= self.dropout < 1.0, f"text_encoder.dropout={self.dropout}", "give 0 or more, and less than 1")
+        require(0.0 <= self.dropout < 1.0, f"text_encoder.dropout={self.dropout}", "give 0 or more, and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +183,7 @@ class FusionConfig:
     """Dropout probability of the attention weights in the TCAF."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.ima_heads >= 1 and self.width % self.ima_heads == 0,
             f"fusion.width={self.width}",
             f"make it a multiple of the {self.ima_heads} heads",
@@ -230,125 +225,11 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         named = set(self.modalities)
-        _require(
+        require(
             0 < len(named) == len(self.modalities) and named <= set(MODALITIES),
             f"network.modalities={list(self.modalities)}",
             f"name one, two or three of {', '.join(MODALITIES)}, each once",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Loss: total = cross entropy + alpha * TMFF."""
-
-    sdm_scale: float = 50.0
-    """Scale of the cosine similarities in the SDM loss."""
-    tmff_lambda: float = 0.6
-    """Weight lambda of the pairs with text; the image-radiomics pair has the weight 1 - lambda."""
-    alpha: float = 1.0
-    """Weight of TMFF; 0 disables it."""
-
-    def __post_init__(self) -> None:
-        _require(0.0 <= self.tmff_lambda <= 1.0, f"loss.tmff_lambda={self.tmff_lambda}", "give a value in [0, 1]")
-        _require(self.alpha >= 0.0, f"loss.alpha={self.alpha}", "give 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
-    """Augmentation of the training CTs. Each parameter is sampled uniformly from minus to plus its bound; all bounds 0
-    disable it (paper).
-    """
-
-    shift_voxels_DHW: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Bound of the shift along each axis, in voxels of the network input."""
-    rotation_degrees: float = 0.0
-    """Bound of the rotation in the axial plane."""
-    noise: float = 0.0
-    """Bound of the standard deviation of Gaussian noise, as a fraction of the window width (sampled from 0)."""
-    scale: float = 0.0
-    """Bound of the relative change of contrast around the window centre."""
-    offset: float = 0.0
-    """Bound of the change of brightness, as a fraction of the window width."""
-
-    @property
-    def active(self) -> bool:
-        """Whether any bound is positive."""
-        return any((*self.shift_voxels_DHW, self.rotation_degrees, self.noise, self.scale, self.offset))
-
-    def __post_init__(self) -> None:
-        _require(
-            min(*self.shift_voxels_DHW, self.rotation_degrees, self.noise, self.scale, self.offset) >= 0,
-            "augmentation: a bound is negative",
-            "give 0 or more",
-        )
-        _require(
-            self.scale < 1 and self.rotation_degrees <= 180,
-            f"augmentation.scale={self.scale}, rotation_degrees={self.rotation_degrees}",
-            "give a scale below 1 and a rotation of at most 180 degrees",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Optimisation and evaluation protocol."""
-
-    folds: int = 5
-    """Number of cross-validation folds."""
-    epochs: int = 300
-    """Epochs per fold."""
-    batch_size: int = 2
-    """Cases per batch."""
-    learning_rate: float = 1e-4
-    """Learning rate of Adam."""
-    weight_decay: float = 0.0
-    """Weight decay of Adam."""
-    seed: int = 42
-    """Random seed of the folds, the initial weights, the case order and the dropout."""
-    validation_fraction: float = 0.2
-    """Fraction of the training cases for selecting the best epoch; rounded to the nearest of 1/2, 1/3, 1/4, ..."""
-    protocol: Literal["grouped", "released"] = "grouped"
-    """`grouped`: stratified folds grouped by patient, best epoch selected on the inner validation split. `released`:
-    KFold(shuffle), best epoch selected on the held-out fold itself, hence optimistically biased."""
-    select_by: Literal["loss", "accuracy"] = "loss"
-    """Criterion of the best epoch: lowest cross entropy, or highest accuracy at 0.5 (released code)."""
-    freeze: tuple[str, ...] = ()
-    """Frozen encoders: `ct`, `text`, `radiomics`, or the first part of one: `ct:stem`, `ct:layer2` (stem, stages 1 and
-    2), `text:8` (embeddings and the first 8 layers)."""
-    cache_frozen: bool = True
-    """Compute the output of a fully frozen CT or text encoder once per case instead of in every epoch."""
-    frozen_batch_norm: bool = False
-    """Run every BatchNorm in evaluation mode with its running statistics."""
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Precision of the training steps; weights, validation and reported predictions are float32."""
-    accumulate: int = 1
-    """Number of batches whose gradients are averaged for one optimizer step."""
-    activation_checkpointing: bool = False
-    """Recompute the activations of each residual block and text layer in the backward pass instead of storing them:
-    less memory, about a third more time, identical weights."""
-
-    def __post_init__(self) -> None:
-        _require(self.folds >= 2, f"train.folds={self.folds}", "give at least 2 folds")
-        _require(self.epochs >= 1, f"train.epochs={self.epochs}", "give at least 1 epoch")
-        _require(
-            self.batch_size >= 2,
-            f"train.batch_size={self.batch_size}",
-            "give at least 2 cases per batch: BatchNorm cannot train on one",
-        )
-        _require(self.learning_rate > 0, f"train.learning_rate={self.learning_rate}", "give a positive rate")
-        _require(
-            0.0 < self.validation_fraction < 0.5,
-            f"train.validation_fraction={self.validation_fraction}",
-            "give a fraction between 0 and 0.5",
-        )
-        unknown = sorted(name for name in self.freeze if not FREEZABLE.fullmatch(name))
-        _require(
-            not unknown,
-            f"train.freeze names {unknown}",
-            "name ct, text, radiomics, ct:stem, ct:layer1 to ct:layer4, or text:N for N layers",
-        )
-        encoders = [name.partition(":")[0] for name in self.freeze]
-        _require(len(set(encoders)) == len(encoders), f"train.freeze={list(self.freeze)}", "name an encoder once")
-        _require(self.accumulate >= 1, f"train.accumulate={self.accumulate}", "give at least 1 batch per step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,16 +248,16 @@ class Config:
     """Network architecture."""
     system: ModelConfig = field(default_factory=ModelConfig)
     """Model to train: TMI-CLNet or a baseline."""
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = field(default_factory=LossConfig)
     """Loss weights."""
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation and evaluation protocol."""
-    augmentation: AugmentationConfig = AugmentationConfig()
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Augmentation of the training CTs."""
 
     def __post_init__(self) -> None:
         if self.clinical.vocab_size is not None:
-            _require(
+            require(
                 self.clinical.vocab_size <= self.network.text_encoder.vocab_size,
                 f"clinical.vocab_size={self.clinical.vocab_size} exceeds "
                 f"network.text_encoder.vocab_size={self.network.text_encoder.vocab_size}",

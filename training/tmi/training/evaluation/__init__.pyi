@@ -2,6 +2,8 @@ from .calibration import calibrate as calibrate
 from .calibration import fit_threshold as fit_threshold
 from .calibration import is_calibrated as is_calibrated
 from .calibration import positive_class_probability as positive_class_probability
+from .epoch_selection import criterion as criterion
+from .epoch_selection import selected_epoch as selected_epoch
 from .fold_inference import estimator_features as estimator_features
 from .fold_inference import load_fold_network as load_fold_network
 from .fold_inference import positive_probability as positive_probability

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tmi.toolkit.config.schema import Config
+from tmi.toolkit.config.schema import Config, TrainConfig
 from tmi.toolkit.run_folder import SUMMARY_FILE, SUMMARY_TEXT_FILE, RunFolder
 from tmi.toolkit.storage.atomic_files import read_json, write_json, write_text
 from tmi.toolkit.storage.serialization import to_json
@@ -27,6 +27,13 @@ BEST = {"loss": "lowest cross entropy", "accuracy": "highest accuracy"}
 ERRORS = ("ece", "brier", "log_loss")
 """Errors of the probabilities, by their keys in metrics.json."""
 SYNTHETIC = "The cohort is synthetic: the metrics do not apply to patients."
+
+
+def _selection(train: TrainConfig) -> str:
+    if train.select_by == "last":
+        return "The picked epoch is the last one"
+    over = f", averaged over {train.select_over} epochs," if train.select_over > 1 else ""
+    return f"The picked epoch has the {BEST[train.select_by]}{over} on {PICKED[train.protocol]}"
 
 
 def write_summary(run: RunFolder, *, rejected: int) -> dict[str, Any]:
@@ -101,8 +108,7 @@ def as_markdown(run: RunFolder, summary: dict[str, Any]) -> str:
         f"# {run.state['name']}",
         "",
         f"Preset `{summary['preset']}`, {summary['cases']} cases in {len(run.folds)} folds; the positive class is bad "
-        f"prognosis. The picked epoch has the {BEST[run.config.train.select_by]} on "
-        f"{PICKED[run.config.train.protocol]}.",
+        f"prognosis. {_selection(run.config.train)}.",
         "",
         *(f"> {note}\n" for note in summary["notes"]),
         "| " + " | ".join(header) + " |",

@@ -26,6 +26,7 @@ from tmi.toolkit.storage.csv_files import csv_dicts
 from tmi.toolkit.storage.serialization import to_json
 from tmi.training.data.splits import patient_key
 from tmi.training.evaluation.calibration import calibrate, fit_threshold, is_calibrated
+from tmi.training.evaluation.epoch_selection import selected_epoch
 from tmi.training.evaluation.prediction_tables import Predictions, pool_folds, read_predictions
 from tmi.training.evaluation.summary import optimism_note
 
@@ -43,6 +44,8 @@ LIMITS = (
 """What the audit cannot see."""
 AUC_GAP, AUC_SIGMAS = 0.1, 2.0
 """A held-out AUC is far above the inner validation's if it is higher by both: a number, and standard errors."""
+RECORDED = {"loss": "lowest recorded loss", "accuracy": "highest recorded accuracy", "last": "highest number"}
+"""Criterion -> what the selected epoch must have."""
 LOSS_TOLERANCE = 2e-3
 """Tolerance between a loss computed on a GPU in TF32 and on a CPU; relative for losses above 1, else absolute."""
 
@@ -231,13 +234,15 @@ def _selected_epoch(
         losses = [float(row["validation_loss"]) for row in rows]
         epochs, picked = [int(row["epoch"]) for row in rows], int(metrics["picked_epoch"])
         recorded = losses[picked]
-        by_accuracy = run.config.train.select_by == "accuracy"
-        accuracies = [float(row["validation_accuracy"]) for row in rows] if by_accuracy else None
+        train = run.config.train
+        # earlier versions, which select by the loss, have no accuracies
+        needed = train.select_by == "accuracy"
+        accuracies = [float(row["validation_accuracy"]) for row in rows] if needed else losses
     except (OSError, csv.Error, ValueError, KeyError, TypeError, IndexError) as error:
         raise DamagedError(f"run: {files.history} is missing or malformed", fix="train the run again") from error
     findings = [] if epochs == list(range(len(rows))) else ["the epochs in history.csv are not 0, 1, 2, ..."]
-    best = "lowest recorded loss" if accuracies is None else "highest recorded accuracy"
-    first = losses.index(min(losses)) if accuracies is None else accuracies.index(max(accuracies))
+    best = RECORDED[train.select_by] + (f", mean of {train.select_over} epochs," if train.select_over > 1 else "")
+    first = selected_epoch(losses, accuracies, train)
     if picked != first:
         findings.append(f"epoch {picked} was selected, but the {best} is that of epoch {first}")
     yield _result("epoch", findings, f"epoch {picked} has the {best} of {len(losses)} epochs", fold=split.fold)

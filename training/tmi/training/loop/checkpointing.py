@@ -1,8 +1,8 @@
 """Lightning callback that runs after each epoch of a fold: validation, best weights, checkpoint for resuming.
 
 Model selection: the epoch with the lowest mean cross entropy on the inner validation split; the earliest one on a tie.
-A ranking metric takes few distinct values on a handful of validation cases and would tie most epochs. With
-`train.select_by = "accuracy"` (preset `released`) it is the epoch with the highest accuracy at 0.5.
+A ranking metric takes few distinct values on a handful of validation cases and would tie most epochs. Other criteria:
+`tmi.training.evaluation.epoch_selection`. With `train.ema` the average of the weights is validated and kept.
 
 Write order: best weights first, checkpoint last. A process killed in between repeats the epoch from the previous
 checkpoint and reaches the same weights.
@@ -27,6 +27,7 @@ from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.storage.atomic_files import follow_umask, write_text
 from tmi.toolkit.storage.csv_files import csv_text
 from tmi.training.data.fold_dataset import FoldDataset
+from tmi.training.evaluation.epoch_selection import criterion
 from tmi.training.evaluation.fold_inference import positive_probability, predict_logits
 from tmi.training.evaluation.metrics import binary_metrics
 from tmi.training.loop.lightning_module import FoldModule
@@ -65,7 +66,7 @@ class BestEpochCheckpoint(Checkpoint):
         self.epoch_callback = epoch_callback
         self.step_callback = step_callback
         self.best_loss = float("inf")
-        self.best_accuracy = -1.0
+        self.best_criterion = float("inf")
         self.best_epoch = -1
         self.history: list[dict[str, Any]] = []
 
@@ -83,7 +84,7 @@ class BestEpochCheckpoint(Checkpoint):
         """State that the checkpoint stores; plain values only, so that `weights_only=True` can load it."""
         return {
             "best_loss": self.best_loss,
-            "best_accuracy": self.best_accuracy,
+            "best_criterion": self.best_criterion,
             "best_epoch": self.best_epoch,
             "history": self.history,
         }
@@ -91,9 +92,12 @@ class BestEpochCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.best_loss = state_dict["best_loss"]
-        self.best_accuracy = state_dict.get("best_accuracy", -1.0)  # a checkpoint of an earlier version has none
         self.best_epoch = state_dict["best_epoch"]
         self.history = list(state_dict["history"])
+        # a checkpoint of an earlier version has the accuracy, or the loss alone
+        by_accuracy = self.data.config.train.select_by == "accuracy"
+        earlier = -state_dict.get("best_accuracy", -1.0) if by_accuracy else self.best_loss
+        self.best_criterion = state_dict.get("best_criterion", earlier)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -113,7 +117,7 @@ class BestEpochCheckpoint(Checkpoint):
         self.history.append(row)
         self.files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if row["picked"]:
-            _save_weights(pl_module.network, self.best_weights)
+            _save_weights(pl_module.evaluated, self.best_weights)
         trainer.save_checkpoint(part)
         os.replace(part, self.files.checkpoint)
         self.write_history()
@@ -121,7 +125,7 @@ class BestEpochCheckpoint(Checkpoint):
         self.epoch_callback(epoch, row["train_loss"], row["validation_loss"])
 
     def _validate_epoch(self, module: FoldModule, epoch: int) -> dict[str, Any]:
-        logits = predict_logits(module.network, self.data, self.data.split.validation, module.device)
+        logits = predict_logits(module.evaluated, self.data, self.data.split.validation, module.device)
         labels = torch.from_numpy(self.data.labels(self.data.split.validation))
         loss = float(cross_entropy(logits.double(), labels))
         if not math.isfinite(loss):
@@ -132,11 +136,15 @@ class BestEpochCheckpoint(Checkpoint):
         metrics = binary_metrics(labels.numpy(), positive_probability(logits))
         accuracy = metrics["accuracy"]
         assert accuracy is not None  # the validation split has at least one case
-        # strict, so a tie keeps the earlier epoch
-        by_accuracy = self.data.config.train.select_by == "accuracy"
-        picked = accuracy > self.best_accuracy if by_accuracy else loss < self.best_loss
+        losses, accuracies = (
+            [*(float(row[key]) for row in self.history), value]
+            for key, value in (("validation_loss", loss), ("validation_accuracy", accuracy))
+        )
+        value = criterion(losses, accuracies, self.data.config.train)
+        picked = value is not None and value < self.best_criterion  # strict, so a tie keeps the earlier epoch
         if picked:
-            self.best_loss, self.best_accuracy, self.best_epoch = loss, accuracy, epoch
+            assert value is not None
+            self.best_criterion, self.best_loss, self.best_epoch = value, loss, epoch
         return {
             "epoch": epoch,
             "train_loss": module.epoch_loss / max(module.epoch_cases, 1),

@@ -150,6 +150,7 @@ def _precompute_frozen_features(
 ) -> None:
     """Compute the outputs of fully frozen encoders once and use them in place of the encoders' inputs."""
     encoder_of = encoders(module.network)
+    averaged = encoders(module.evaluated)
     device = torch.device("cuda" if hardware.accelerator == "gpu" else "cpu")
     rows = [int(row) for row in data.rows((*data.split.train, *data.split.validation))]
     for name in cacheable_encoders(module.network, data.config):
@@ -162,6 +163,8 @@ def _precompute_frozen_features(
             outputs = features.get_or_compute(key, encoder, rows, lambda row: data.tokens([row]), device)
         data.features[name] = outputs
         bypass_encoder(encoder)
+        if averaged[name] is not encoder:
+            bypass_encoder(averaged[name])
 
 
 def _run(trainer: lightning.Trainer, module: FoldModule, batches: EpochBatches, files: FoldFolder) -> None:

@@ -26,7 +26,9 @@ def make_trainer(
     distributed: dict[str, Any] = {}
     if hardware.world_size > 1:
         backend = "nccl" if hardware.accelerator == "gpu" else "gloo"
-        distributed = {"strategy": DDPStrategy(process_group_backend=backend), "num_nodes": hardware.nodes,
+        # while the encoders are trained alone, the parameters behind them have no gradient
+        strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=config.train.encoder_epochs > 0)
+        distributed = {"strategy": strategy, "num_nodes": hardware.nodes,
                   "sync_batchnorm": hardware.accelerator == "gpu"}  # fmt: skip
     return lightning.Trainer(
         accelerator=hardware.accelerator,

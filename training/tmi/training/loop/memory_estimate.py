@@ -82,7 +82,7 @@ def estimate_memory(config: Config, *, devices: int = 1, accelerator: str = "gpu
     return MemoryEstimate(
         trained=trained,
         frozen=frozen,
-        state=16 * trained + 4 * frozen + half,
+        state=16 * trained + 4 * frozen + half + (4 * (trained + frozen) if config.train.ema else 0),
         activations=_saved_bytes(network, batch, config, cpu=accelerator == "cpu"),
         batch=sum(map(_bytes, batch)),
     )

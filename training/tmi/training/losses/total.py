@@ -23,7 +23,7 @@ class Loss(NamedTuple):
 
 def total_loss(output: FusionOutput, labels_B: Int[Tensor, " B"], config: LossConfig) -> Loss:
     """Joint loss of one batch. With alpha 0 the alignment is not computed."""
-    task = cross_entropy(output.logits_BK, labels_B)
+    task = cross_entropy(output.logits_BK, labels_B, label_smoothing=config.label_smoothing)
     if config.alpha == 0:
         return Loss(task, task, task.new_zeros(()))
     alignment = tmff(output.clinical_BC, output.radiomics_BC, output.image_BC, labels_B, config)
@@ -32,5 +32,5 @@ def total_loss(output: FusionOutput, labels_B: Int[Tensor, " B"], config: LossCo
 
 def task_loss(output: Any, labels_B: Int[Tensor, " B"], config: LossConfig) -> Loss:
     """Cross entropy alone, for any output with `logits_BK`; the alignment part is 0."""
-    task = cross_entropy(output.logits_BK, labels_B)
+    task = cross_entropy(output.logits_BK, labels_B, label_smoothing=config.label_smoothing)
     return Loss(task, task, task.new_zeros(()))
