@@ -32,7 +32,7 @@ def fake_trt(*, version: str, strongly_typed_flag: bool, refit: bool = True, cac
     tensor = SimpleNamespace(name="x", shape=(-1, 4), dtype=SimpleNamespace(name="HALF"))
     layer = SimpleNamespace(
         name="node_y", metadata="[ONNX Layer: node_y]", type=SimpleNamespace(name="MATRIX_MULTIPLY"),
-        get_output=lambda i: tensor,
+        get_output=lambda i: tensor, num_inputs=0,
     )  # fmt: skip
     network = SimpleNamespace(num_inputs=1, get_input=lambda i: tensor, num_layers=1, get_layer=lambda i: layer)
     cache = SimpleNamespace(serialize=lambda: b"timings")

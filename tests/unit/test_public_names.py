@@ -29,16 +29,16 @@ PUBLIC_NAMES = {
     "tmi.export.cli": "",
     "tmi.export.graphs": """
         EXPORTERS FoldModels GraphPartition INT8 MultiFoldFusion StateDict TYPED example_inputs
-        exporter_spec partition_run read_weights require_exportable require_exporter
+        TORCH_TRT exporter_spec partition_run read_weights require_exportable require_exporter
         weights_digest write_onnx
     """,
     "tmi.export.quantization": """
-        add_int8_graphs read_calibration_cases
+        SIGNED_SUFFIX add_int8_graphs audit_signed_graph read_calibration_cases write_signed_graph
     """,
     "tmi.export.tensorrt": """
-        BuildOptions FP16_MAX HardwareLevel PLANS PlanRequest add_plans add_typed_graphs audit_typed build_blocker
-        build_plan emulate_fp16 emulation_session pending_engines read_typed require_complete require_precision
-        require_target run_emulation save to_fp16 without_plans WeightsMode
+        BuildOptions FP16_MAX HardwareLevel PLANS PlanRequest add_plans add_typed_graphs audit_typed audit_typed_file
+        build_blocker build_plan emulate_fp16 emulation_session pending_engines read_typed require_complete
+        require_precision require_target run_emulation save to_fp16 without_plans WeightsMode
     """,
     "tmi.runtime.benchmark": """
         BenchmarkPlan BenchmarkReport BenchmarkWorker EngineBenchmark InterleavedTimer Ratio
@@ -69,7 +69,7 @@ PUBLIC_NAMES = {
         GraphEngine INT8 TF32 as_runtime_errors choose_engine cpu_features cpu_name driver_incompatibility
         engine_precision engine_record engine_spec find_gpu graph_precision_records graph_precisions
         hardware installed is_out_of_scope missing_requirement open_engine package_version
-        plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
+        largest_error plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
         timed_engines validated_at_export
     """,
     "tmi.runtime.explanation": """

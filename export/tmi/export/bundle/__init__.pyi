@@ -1,7 +1,7 @@
 from .additions import require_addable as require_addable
+from .context import INT8_PRECISION as INT8_PRECISION
 from .context import ExportSettings as ExportSettings
 from .engine_builder import build_bundle as build_bundle
-from .request_checks import INT8_PRECISION as INT8_PRECISION
 from .request_checks import check_request as check_request
 from .request_checks import tries_int8 as tries_int8
 from .request_checks import with_int8 as with_int8

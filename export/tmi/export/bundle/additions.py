@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tmi.export.bundle.context import ExportContext
+from tmi.export.bundle.context import INT8_PRECISION, ExportContext
 from tmi.export.bundle.run_record import recorded_versions
 from tmi.export.checks.validation_set import RealCase
 from tmi.export.graphs.registry import EXPORTERS, INT8, TYPED
@@ -60,12 +60,18 @@ def require_addable(out: Path, artefacts: Sequence[str], *, precision: str | Non
         raise UsageError(f"bundle {out} has {', '.join(existing)} already", fix="replace it with --force")
     built = [*_plans(bundle), *([INT8] if bundle.has(INT8) else [])]
     kept = [name for name in built if name not in artefacts]
+    recorded = typed_precision(manifest)
+    plans = [name for name in kept if name in PLANS]
+    if INT8 in existing and recorded == INT8_PRECISION and plans:
+        raise UsageError(
+            f"{', '.join(plans)} of bundle {out} was calibrated with the INT8 graphs that --force replaces",
+            fix=f"name it too: --engine {everything}",
+        )
     if "onnx" in existing and kept:
         raise UsageError(
             f"{', '.join(kept)} of bundle {out} was built from the onnx graphs that --force replaces",
             fix=f"name it too: --engine {everything}",
         )
-    recorded = typed_precision(manifest)
     if precision is not None and recorded not in (None, precision) and kept:
         raise UsageError(
             f"the typed graphs of bundle {out} have --precision {recorded}, which {', '.join(kept)} was built with",
@@ -93,7 +99,8 @@ def _plans(bundle: Bundle) -> list[str]:
 def without_artefacts(bundle: Bundle, names: Collection[str], precision: str | None) -> Bundle:
     """Remove the artefacts that are written again from a staged copy of a bundle, with their records.
 
-    Typed graphs are removed too if the float32 graphs are replaced or the precision changes.
+    Typed graphs are removed too if the float32 graphs, or the INT8 graphs of typed ones in INT8, are replaced or the
+    precision changes.
 
     Args:
         bundle: the staged copy.
@@ -107,7 +114,8 @@ def without_artefacts(bundle: Bundle, names: Collection[str], precision: str | N
     present = [name for name in names if name in present_artefacts(bundle) or name in pending_engines(manifest)]
     kinds = {EXPORTERS[name].artefact for name in present}
     recorded = typed_precision(manifest)
-    if recorded is not None and ("onnx" in present or precision not in (None, recorded)):
+    recalibrated = INT8 in present and recorded == INT8_PRECISION
+    if recorded is not None and ("onnx" in present or recalibrated or precision not in (None, recorded)):
         kinds.add(TYPED)
     if not kinds:
         return bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmi.export.checks.validation_set import ValidationSet
-from tmi.export.graphs.registry import EXPORTERS
+from tmi.export.graphs.registry import EXPORTERS, INT8, TYPED
 from tmi.export.tensorrt.builder import BuildOptions
 from tmi.export.tensorrt.engines import PLANS
 from tmi.runtime.bundle.check_result import CheckResult, require_passed
@@ -24,6 +24,8 @@ WEIGHTS = "weights"
 """Artefact kind of the eager weights."""
 DEFAULT_PRECISION = "fp16"
 """Precision of TensorRT engines, if none is requested."""
+INT8_PRECISION = "int8"
+"""Value of `--precision` that adds INT8 graphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,12 @@ class ExportContext:
         return tuple(name for name in self.artefacts if name in PLANS)
 
     @property
+    def calibrates(self) -> bool:
+        """Whether INT8 graphs are written for CPU or TensorRT; their errors are measured on calibration cases."""
+        signed = self.settings.precision == INT8_PRECISION and bool(self.plans)
+        return INT8 in self.artefacts or (signed and not (self.base is not None and self.base.has(TYPED)))
+
+    @property
     def old_graph_artefacts(self) -> tuple[str, ...]:
         """Artefacts of the extended bundle that are written from the network."""
         if self.base is None:
@@ -126,7 +134,9 @@ class ExportContext:
         return "no bundle was written" if self.base is None else "the bundle was left as it was"
 
 
-def with_required_graphs(artefacts: tuple[str, ...], base: Bundle | None) -> tuple[str, ...]:
-    """Add the artefact `onnx`, from which INT8 graphs and every TensorRT engine are built, unless a bundle has it."""
+def with_required_graphs(artefacts: tuple[str, ...], base: Bundle | None, precision: str | None) -> tuple[str, ...]:
+    """Add what other artefacts are built from, unless a bundle has it: `onnx`, and INT8 graphs for INT8 plans."""
+    if precision == INT8_PRECISION and INT8 not in artefacts and (base is None or not base.has(INT8)):
+        artefacts = (INT8, *artefacts)
     needs_onnx = any(EXPORTERS[name].writer is None for name in artefacts) and "onnx" not in artefacts
     return ("onnx", *artefacts) if needs_onnx and (base is None or not base.has("onnx")) else artefacts

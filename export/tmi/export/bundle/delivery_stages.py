@@ -9,7 +9,7 @@ from tmi.export.bundle.additions import (
     evidence_of_others,
     real_cases_of_others,
 )
-from tmi.export.bundle.context import DEFAULT_PRECISION, ExportContext
+from tmi.export.bundle.context import DEFAULT_PRECISION, INT8_PRECISION, ExportContext
 from tmi.export.bundle.model_card import model_card
 from tmi.export.bundle.sbom import sbom
 from tmi.export.checks.validation_set import write_real_cases
@@ -117,7 +117,10 @@ def tensorrt(context: ExportContext) -> None:
             progress=context.progress,
         )
         context.records += records
-        context.require_passed()  # before a build, which may take minutes
+        # Before a build, which may take minutes.
+        if context.settings.precision == INT8_PRECISION:
+            require_passed(context.records, consequence=context.consequence, fix=plan_fix(context))
+        context.require_passed()
     longest = context.manifest.config.clinical.max_length
     request = PlanRequest(kinds=context.plans, options=replace(context.settings.options, max_length=longest))
     context.manifest, records = add_plans(
@@ -132,6 +135,8 @@ def plan_fix(context: ExportContext) -> str:
     record = context.manifest.tensorrt
     if record is not None and record.precision is not None and record.precision.requested == "auto":
         return "use another engine, or --engine trt-rtx; see docs/tensorrt.md"
+    if record is not None and record.precision is not None and record.precision.requested == INT8_PRECISION:
+        return "use --precision fp16 or auto; see docs/tensorrt.md"
     tried = f"{SEARCH}, which keeps nodes that overflow FP16 in float32; see docs/tensorrt.md"
     if not context.build:
         return f"try {tried}"

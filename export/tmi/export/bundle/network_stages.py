@@ -36,8 +36,8 @@ from tmi.export.checks.preprocessing_reference import golden_case_reference
 from tmi.export.checks.real_cases import read_real_cases
 from tmi.export.checks.validation_set import CalibratedCase, ValidationSet, write_engine_outputs
 from tmi.export.graphs.partition import FoldModels, GraphPartition, StateDict, example_inputs, partition_run
-from tmi.export.graphs.registry import EXPORTERS, INT8, TYPED
-from tmi.export.tensorrt.typed_graphs import audit_typed
+from tmi.export.graphs.registry import EXPORTERS, TYPED
+from tmi.export.tensorrt.typed_graphs import audit_typed_file
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.consistency import graph_spec
 from tmi.runtime.bundle.manifest import (
@@ -155,7 +155,7 @@ def reference(context: ExportContext) -> None:
 
 
 def _calibration_cases(context: ExportContext, models: FoldModels) -> list[CalibratedCase]:
-    if INT8 not in context.artefacts:
+    if not context.calibrates:
         return []
     from tmi.export.quantization.calibration_cases import read_calibration_cases
 
@@ -226,7 +226,7 @@ def audit(context: ExportContext) -> None:
         if context.base is not None:
             typed, float32 = spec.artefacts.get(TYPED), spec.artefacts.get("onnx")
             if typed is not None and float32 is not None and typed != float32:
-                old.append(audit_typed(context.folder / typed, context.folder / float32, spec))
+                old.append(audit_typed_file(context.folder, spec, context.manifest))
             require_same_weights(context, old)
 
 

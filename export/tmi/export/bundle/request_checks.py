@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmi.export.graphs.registry import EXPORTERS, INT8, require_exporter
+from tmi.export.bundle.context import INT8_PRECISION
+from tmi.export.graphs.registry import EXPORTERS, INT8, TORCH_TRT, require_exporter
 from tmi.export.tensorrt.precision_choice import require_precision
 from tmi.runtime.bundle.manifest import MANIFEST_FILE
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.run_folder import RunFolder
 from tmi.toolkit.storage.atomic_files import require_absent
 
-INT8_PRECISION, AUTO_PRECISION = "int8", "auto"
-"""Values of `--precision` that add INT8 graphs, and that try them where no TensorRT engine is exported."""
+AUTO_PRECISION = "auto"
+"""Value of `--precision` that tries INT8 graphs where no TensorRT engine is exported."""
 
 
 def check_request(
@@ -49,12 +50,13 @@ def check_request(
         raise UsageError("nothing to export", fix=f"name one of {', '.join(EXPORTERS)} with --engine")
     if precision is not None:
         require_precision(precision)
-    if INT8 in artefacts and calibration is None:
+    int8 = INT8 in artefacts or precision == INT8_PRECISION
+    if int8 and calibration is None:
         raise UsageError(
             "INT8 is calibrated on training cases of the run, and no cohort is given",
             fix="name the cohort that the run was trained on with --calibration",
         )
-    if INT8 not in artefacts and calibration is not None:
+    if not int8 and calibration is not None:
         raise UsageError("--calibration is for INT8, which is not exported", fix="omit it, or add --precision int8")
     folder = RunFolder.open(run)
     folder.require_status()
@@ -64,18 +66,22 @@ def check_request(
 
 
 def with_int8(engines: Sequence[str], precision: str | None) -> tuple[list[str], str | None]:
-    """Artefacts and precision of TensorRT engines that `--engine` and `--precision` ask for: `int8` is an artefact.
+    """Artefacts and precision of TensorRT engines that `--engine` and `--precision` ask for.
+
+    INT8 of the CPU is an artefact; a TensorRT engine takes the artefact's graphs as signed ones.
 
     Raises:
-        UsageError: INT8 of a TensorRT engine.
+        UsageError: INT8 of torch-trt, which compiles modules and takes no graphs.
     """
     if precision != INT8_PRECISION:
         return list(engines), precision
-    plans = [name for name in engines if EXPORTERS[name].plan is not None]
-    if plans:
+    if TORCH_TRT in engines:
         raise UsageError(
-            f"--precision int8 is for engines on the CPU, not for {plans[0]}", fix="export them one after another"
+            f"{TORCH_TRT} compiles modules, and INT8 is in the graphs only",
+            fix="use --engine trt or trt-rtx, or another --precision",
         )
+    if any(EXPORTERS[name].plan is not None for name in engines):
+        return list(engines), precision
     return [*engines, *([] if INT8 in engines else [INT8])], None
 
 

@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tmi.export.bundle.additions import require_addable, staged_copy, typed_precision, without_artefacts
-from tmi.export.bundle.context import ExportContext, ExportSettings, with_required_graphs
+from tmi.export.bundle.context import INT8_PRECISION, ExportContext, ExportSettings, with_required_graphs
 from tmi.export.bundle.out_of_memory import out_of_memory_as_error
 from tmi.export.bundle.reproducible import export_time
 from tmi.export.bundle.request_checks import (
-    INT8_PRECISION,
     check_request,
     require_replaceable,
     tries_int8,
@@ -58,7 +57,7 @@ def export(
         weights: store the eager weights, which the engine `eager`, `tmi explain` and `tmi report` need.
         force: replace an existing bundle.
         precision: `int8` adds INT8 graphs, `auto` tries them if `calibration` is given; of TensorRT engines: `fp16`,
-            `tf32`, `fp32`, or `auto` to search; None: the default.
+            `int8`, `tf32`, `fp32`, or `auto` to search; None: the default.
         calibration: cohort that the run was trained on, whose training cases calibrate INT8.
         target: GPU that plans of `trt-rtx` are built for, for example `sm80`; None: that of this machine.
         progress: called with one line for each step.
@@ -253,7 +252,7 @@ def _export(
             context = ExportContext(
                 out=out,
                 folder=stage,
-                artefacts=with_required_graphs(names, base),
+                artefacts=with_required_graphs(names, base, settings.precision),
                 settings=settings,
                 progress=on_step,
                 created=recorded,

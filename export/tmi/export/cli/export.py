@@ -61,9 +61,10 @@ def export(
         str | None,
         typer.Option(
             help="int8 adds quantised graphs for the CPU (onnx-int8); auto tries them, and leaves them out with the "
-            "reason if they fail a check. Of TensorRT engines: fp16, tf32, fp32, or auto to search; default: fp16.",
+            "reason if they fail a check. Of TensorRT engines: fp16, int8, tf32, fp32, or auto to search; default: "
+            "fp16.",
             show_default=False,
-            autocompletion=completes("int8", of="tmi.export.tensorrt.precision_choice:PRECISIONS"),
+            autocompletion=completes(of="tmi.export.tensorrt.precision_choice:PRECISIONS"),
         ),
     ] = None,
     calibration: Annotated[
@@ -115,8 +116,8 @@ def export(
         tmi export ./runs/2026-01-31-tiny --precision int8 --calibration ./cohort
     """
     from tmi.export.bundle.additions import require_addable
-    from tmi.export.bundle.context import ExportSettings
-    from tmi.export.bundle.request_checks import INT8_PRECISION, check_request, tries_int8, with_int8
+    from tmi.export.bundle.context import INT8_PRECISION, ExportSettings
+    from tmi.export.bundle.request_checks import check_request, tries_int8, with_int8
     from tmi.export.cli.tables import print_bundle, print_failures, print_signature_removed
     from tmi.export.cli.tensorrt_options import build_options
     from tmi.export.graphs.registry import INT8, exporter_spec, require_exporter

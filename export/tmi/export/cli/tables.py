@@ -58,14 +58,16 @@ def print_plans(bundle: Bundle) -> None:
         return
     for name, graph in ({} if record.precision is None else record.precision.graphs).items():
         fp16, float32 = graph.nodes_in_half, len(graph.nodes_in_float)
-        nodes = f": {fp16} nodes in FP16, {float32} in float32" if fp16 else ""
+        first = f"{fp16} nodes in FP16" if fp16 else f"{graph.nodes_in_int8} nodes in INT8"
+        nodes = f": {first}, {float32} in float32" if fp16 or graph.nodes_in_int8 else ""
         echo(f"  {name:12} {graph.precision}{nodes}")
     for kind, engine in record.plans.items():
         plans = list(engine.graphs.values())
         size = sum(p.plan.bytes for p in plans) / 1e6
         half, single = sum(p.layers_in_half or 0 for p in plans), sum(p.layers_in_float or 0 for p in plans)
+        eight = sum(p.layers_in_int8 or 0 for p in plans)
         target = engine.options.target or plans[0].built_on
         echo(
-            f"  {kind:12} {len(plans)} plans for {target} by {plans[0].builder}, {size:.1f} MB; layers: {half} HALF, "
-            f"{single} FLOAT"
+            f"  {kind:12} {len(plans)} plans for {target} by {plans[0].builder}, {size:.1f} MB; layers: "
+            f"{f'{eight} INT8, ' if eight else ''}{half} HALF, {single} FLOAT"
         )

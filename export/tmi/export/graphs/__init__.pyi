@@ -10,6 +10,7 @@ from .partition import require_exportable as require_exportable
 from .partition import weights_digest as weights_digest
 from .registry import EXPORTERS as EXPORTERS
 from .registry import INT8 as INT8
+from .registry import TORCH_TRT as TORCH_TRT
 from .registry import TYPED as TYPED
 from .registry import exporter_spec as exporter_spec
 from .registry import require_exporter as require_exporter

@@ -15,6 +15,8 @@ GRAPHS = ("torch", "onnx", "onnxscript", "onnxruntime")
 """Packages that the ONNX writer needs. Every TensorRT engine starts from ONNX graphs."""
 INT8 = "onnx-int8"
 """Artefact kind of the quantised graphs, and the name of its exporter."""
+TORCH_TRT = "torch-trt"
+"""Engine that is compiled from modules instead of graphs."""
 TYPED = "onnx-typed"
 """Artefact kind of the strongly typed graphs that TensorRT engines are built from."""
 
@@ -95,8 +97,8 @@ EXPORTERS: Mapping[str, ExporterSpec] = MappingProxyType(
             plan="tmi.export.tensorrt.builder:build_plan",
             builds_with="tensorrt_rtx",
         ),
-        "torch-trt": ExporterSpec(
-            artefact="torch-trt",
+        TORCH_TRT: ExporterSpec(
+            artefact=TORCH_TRT,
             suffix=".torch-trt.engine",
             extra="trt",
             packages=GRAPHS,

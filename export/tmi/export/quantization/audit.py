@@ -1,7 +1,8 @@
 """Audit of a written INT8 file against the float32 file and the calibration cases. It trusts nothing of the search.
 
 The float32 file is read and folded again, and the magnitudes are measured again. Rounded weights, scales, zero points
-and every other tensor of the INT8 file must then be what symmetric rounding gives.
+and every other tensor of the INT8 file must then be what symmetric rounding gives. A signed file has the magnitudes of
+the graph's INT8 file, which were measured again when that one was written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from tmi.export.graphs.registry import TYPED
 from tmi.export.quantization.folding import constants, folded_graph
 from tmi.export.quantization.measuring import Inputs, largest_magnitudes
 from tmi.export.quantization.qdq import DEQUANTISED, STEPS, WEIGHT, channel_magnitudes, step, unsigned
@@ -69,8 +71,29 @@ def audit_quantised(
         *_layer_mismatches(model, folded),
         *_tensor_mismatches(model, folded, magnitudes),
     ]
+    return _record("quantisation", spec, mismatches, _summary(model))
+
+
+def audit_signed(
+    path: Path, float32: Path, spec: GraphSpec, magnitudes: Mapping[str, float], *, nonnegative: bool
+) -> CheckResult:
+    """Check every tensor of a signed INT8 file, the source of a TensorRT plan.
+
+    Args:
+        path: the signed file.
+        float32: the float32 file of the graph.
+        spec: the graph.
+        magnitudes: activation -> largest magnitude, as the manifest records it for the graph's INT8 file.
+        nonnegative: as in `folded_graph`.
+    """
+    model, folded = onnx.load(path), folded_graph(float32, nonnegative=nonnegative)
+    mismatches = [*_layer_mismatches(model, folded), *_tensor_mismatches(model, folded, magnitudes, signed_only=True)]
+    return _record("quantisation", spec, mismatches, _summary(model), artefact=TYPED)
+
+
+def _summary(model: ModelProto) -> str:
     pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    return _record("quantisation", spec, mismatches, f"{pairs} tensors are those of the float32 graph in 8 bits")
+    return f"{pairs} tensors are those of the float32 graph in 8 bits"
 
 
 def _layer_mismatches(model: ModelProto, folded: ModelProto) -> Iterator[str]:
@@ -86,8 +109,11 @@ def _layer_mismatches(model: ModelProto, folded: ModelProto) -> Iterator[str]:
             yield f"layer {node.name} is not that of the float32 graph"
 
 
-def _tensor_mismatches(model: ModelProto, folded: ModelProto, magnitudes: Mapping[str, float]) -> Iterator[str]:
-    tensors, originals, positive = constants(model.graph), constants(folded.graph), unsigned(folded)
+def _tensor_mismatches(
+    model: ModelProto, folded: ModelProto, magnitudes: Mapping[str, float], *, signed_only: bool = False
+) -> Iterator[str]:
+    tensors, originals = constants(model.graph), constants(folded.graph)
+    positive = frozenset() if signed_only else unsigned(folded)
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
@@ -131,10 +157,12 @@ def _weight_mismatches(
         yield f"{name} differs from the rounded weight by {steps.max():.2g} steps"
 
 
-def _record(check: str, spec: GraphSpec, mismatches: Sequence[str], summary: str) -> CheckResult:
+def _record(
+    check: str, spec: GraphSpec, mismatches: Sequence[str], summary: str, *, artefact: str = ARTEFACT
+) -> CheckResult:
     return CheckResult(
         check=check,
-        artefact=ARTEFACT,
+        artefact=artefact,
         graph=spec.name,
         passed=not mismatches,
         measured=float(len(mismatches)),

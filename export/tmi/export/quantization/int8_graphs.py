@@ -122,6 +122,12 @@ def _search(
 ) -> tuple[Int8Plan, dict[str, float]]:
     threads = available_cores()
     magnitudes = largest_magnitudes(model, calibration, threads=threads)
+    probes = probe_sets(spec, validation_set)
+    return search_layers(model, magnitudes, probes, budget, threads=threads), magnitudes
+
+
+def probe_sets(spec: GraphSpec, validation_set: ValidationSet) -> list[ProbeSet]:
+    """Inputs on which the error of a CT graph is measured: golden inputs, real cases and its calibration cases."""
     golden = validation_set.golden
     probes = [
         ProbeSet(
@@ -139,7 +145,7 @@ def _search(
                 expected_BC=np.concatenate([case.reference.features[spec.name] for case in others]),
             )
         )
-    return search_layers(model, magnitudes, probes, budget, threads=threads), magnitudes
+    return probes
 
 
 def _some_layer(quantised: dict[str, Int8Graph], in_float: dict[str, str]) -> CheckResult:

@@ -48,7 +48,9 @@ def largest_magnitudes(model: ModelProto, inputs: Iterable[Inputs], *, threads: 
     return dict(zip(names, largest.tolist(), strict=True))
 
 
-def layer_errors(model: ModelProto, magnitudes: Mapping[str, float], case: Inputs, *, threads: int) -> dict[str, float]:
+def layer_errors(
+    model: ModelProto, magnitudes: Mapping[str, float], case: Inputs, *, threads: int, signed: bool = False
+) -> dict[str, float]:
     """Error of every quantisable layer alone: its output in INT8 against float32, both of float32 inputs.
 
     Layers are compared a few at a time: the comparison of all would hold several times the tensors of a pass.
@@ -60,14 +62,20 @@ def layer_errors(model: ModelProto, magnitudes: Mapping[str, float], case: Input
     groups = [layers[start : start + LAYERS_AT_ONCE] for start in range(0, len(layers), LAYERS_AT_ONCE)]
     errors: dict[str, float] = {}
     for group in groups:
-        errors |= _errors_of(group, model, magnitudes, case, threads=threads)
+        errors |= _errors_of(group, model, magnitudes, case, threads=threads, signed=signed)
     return errors
 
 
 def _errors_of(
-    layers: Sequence[str], model: ModelProto, magnitudes: Mapping[str, float], case: Inputs, *, threads: int
+    layers: Sequence[str],
+    model: ModelProto,
+    magnitudes: Mapping[str, float],
+    case: Inputs,
+    *,
+    threads: int,
+    signed: bool,
 ) -> dict[str, float]:
-    both = quantised(model, magnitudes, layers)
+    both = quantised(model, magnitudes, layers, signed=signed)
     nodes: dict[str, list[NodeProto]] = {}
     for node in both.graph.node:
         if node.name in layers:

@@ -1,7 +1,7 @@
 """Quantisation of a graph's layers: pairs of QuantizeLinear and DequantizeLinear at their inputs and weights.
 
 Symmetric (zero point 0): weights are int8 with one scale for each output channel, activations behind a ReLU and volumes
-that are never negative are uint8, others int8, and biases stay in float32.
+that are never negative are uint8, others int8, and biases stay in float32. Signed graphs, for TensorRT, have no uint8.
 """
 
 from __future__ import annotations
@@ -57,20 +57,23 @@ def unsigned(model: ModelProto) -> frozenset[str]:
     return frozenset(found)
 
 
-def quantised(model: ModelProto, magnitudes: Mapping[str, float], layers: Collection[str]) -> ModelProto:
+def quantised(
+    model: ModelProto, magnitudes: Mapping[str, float], layers: Collection[str], *, signed: bool = False
+) -> ModelProto:
     """A copy of a folded graph in which some layers compute in INT8.
 
     Args:
         model: the graph of `folded_graph`.
         magnitudes: activation -> its largest magnitude; it becomes the last step.
         layers: layers of `quantisable` to quantise.
+        signed: round every activation to int8, also one without negative values, which then uses half of the steps.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
     tensors = constants(graph)
     nodes, added = list(graph.node), dict[str, str]()
-    activations, positive = quantisable(model), unsigned(model)
+    activations, positive = quantisable(model), frozenset() if signed else unsigned(model)
     del graph.node[:]
     for node in nodes:
         if node.name in layers:

@@ -9,7 +9,7 @@ bisection, so that a graph of a hundred layers is measured about ten times at mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,8 @@ def search_layers(
     budget: float,
     *,
     threads: int,
+    candidates: Collection[str] | None = None,
+    signed: bool = False,
 ) -> Int8Plan:
     """Quantise as many layers of a graph as the budget allows.
 
@@ -65,14 +67,16 @@ def search_layers(
         probes: inputs to measure on.
         budget: largest accepted `relative_error` of any probe set.
         threads: threads of ONNX Runtime.
+        candidates: layers to choose among; None: all that can be quantised. The others stay in float32.
+        signed: as in `quantised`.
     """
-    layers = list(quantisable(model))
+    layers = [layer for layer in quantisable(model) if candidates is None or layer in candidates]
     steps: list[str] = []
     errors: dict[int, float] = {}
     worst: dict[int, Inputs] = {}
 
     def without(count: int) -> ModelProto:
-        return quantised(model, magnitudes, set(layers) - set(ranked[:count]))
+        return quantised(model, magnitudes, set(layers) - set(ranked[:count]), signed=signed)
 
     def error_without(count: int) -> float:
         if count not in errors:
@@ -89,7 +93,7 @@ def search_layers(
     own: dict[str, float] = {}
     count = 0
     if error_without(0) > budget:
-        own = layer_errors(model, magnitudes, worst[0], threads=threads)
+        own = layer_errors(model, magnitudes, worst[0], threads=threads, signed=signed)
         convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
         ranked = sorted(layers, key=lambda layer: (layer in convolutions, -own[layer]))
         failing, count = 0, 1

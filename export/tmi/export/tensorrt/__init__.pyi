@@ -20,3 +20,4 @@ from .fp16_simulation import run_emulation as run_emulation
 from .precision_choice import require_precision as require_precision
 from .typed_graphs import add_typed_graphs as add_typed_graphs
 from .typed_graphs import audit_typed as audit_typed
+from .typed_graphs import audit_typed_file as audit_typed_file

@@ -29,8 +29,10 @@ from tmi.toolkit.storage.hashing import sha256_bytes, sha256_file
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 """Compute capabilities for which TensorRT-RTX builds ahead of time; A100 is sm80."""
-NON_COMPUTE_LAYERS = frozenset("CAST CONSTANT SHUFFLE SQUEEZE UNSQUEEZE IDENTITY SHAPE ASSERTION".split())
-"""Layer types without arithmetic. Their types follow from their neighbours' and are not audited."""
+NON_COMPUTE_LAYERS = frozenset(
+    "CAST CONSTANT SHUFFLE SQUEEZE UNSQUEEZE IDENTITY SHAPE ASSERTION QUANTIZE DEQUANTIZE".split()
+)
+"""Layer types without arithmetic of their own. Their types follow from their neighbours' and are not audited."""
 ONNX_LAYER_NAME = re.compile(r"\[ONNX Layer: (.*?)(?:\]|$)")
 Profile = dict[str, tuple[tuple[int, ...], ...]]
 """Input -> its minimum, optimum and maximum shape."""
@@ -67,11 +69,14 @@ class TypeAudit:
     """Data types of the layers of a parsed network."""
 
     layers: Mapping[str, Mapping[str, int]]
-    """Layer type -> data type of its first output -> number of layers."""
+    """Layer type -> data type of its first output -> number of layers. A layer whose inputs are all dequantized INT8
+    tensors counts as INT8: TensorRT fuses it with the pairs around it into an INT8 kernel."""
     unexplained: tuple[str, ...]
     """Layers that compute in float32 although they come from no node that was excluded from FP16."""
     float_nodes: Mapping[str, tuple[str, ...]]
     """Node excluded from FP16 -> types of its layers."""
+    int8_nodes: frozenset[str] = frozenset()
+    """Nodes whose layers compute in INT8."""
 
     def count(self, dtype: str) -> int:
         """Number of layers with outputs of a data type, without `NON_COMPUTE_LAYERS`."""
@@ -272,6 +277,7 @@ class _PlanBuilder:
             layers=audit.layers,
             layers_in_half=audit.count("HALF"),
             layers_in_float=audit.count("FLOAT"),
+            layers_in_int8=audit.count("INT8") or None,
             float_nodes={
                 node: FloatNode(layers=kinds, why=reasons.get(node, "")) for node, kinds in audit.float_nodes.items()
             },
@@ -311,12 +317,17 @@ def audit_network(network: Any, float32_nodes: Mapping[str, str] | None) -> Type
         float32_nodes: nodes that stay in float32; None: all nodes.
     """
     layers: dict[str, Counter[str]] = defaultdict(Counter)
+    dequantized = _dequantized_tensors(network)
+    int8_nodes: set[str] = set()
     unexplained: list[str] = []
     layers_by_node: dict[str, list[str]] = defaultdict(list)
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         output = layer.get_output(0)
         dtype = "NONE" if output is None else output.dtype.name
+        if layer.type.name not in NON_COMPUTE_LAYERS and _inputs(layer) and _inputs(layer) <= dequantized:
+            dtype = "INT8"
+            int8_nodes |= set(ONNX_LAYER_NAME.findall(layer.metadata or "")) or {layer.name}
         layers[layer.type.name][dtype] += 1
         if float32_nodes is None or dtype != "FLOAT" or layer.type.name in NON_COMPUTE_LAYERS:
             continue
@@ -329,7 +340,21 @@ def audit_network(network: Any, float32_nodes: Mapping[str, str] | None) -> Type
         layers={kind: dict(counts) for kind, counts in sorted(layers.items())},
         unexplained=tuple(unexplained),
         float_nodes={node: tuple(kinds) for node, kinds in sorted(layers_by_node.items())},
+        int8_nodes=frozenset(int8_nodes),
     )
+
+
+def _inputs(layer: Any) -> set[str]:
+    """Names of the tensors that a layer reads."""
+    tensors = (layer.get_input(i) for i in range(layer.num_inputs))
+    return {tensor.name for tensor in tensors if tensor is not None}
+
+
+def _dequantized_tensors(network: Any) -> set[str]:
+    """Names of the tensors that were INT8."""
+    layers = (network.get_layer(i) for i in range(network.num_layers))
+    pairs = (layer for layer in layers if layer.type.name == "DEQUANTIZE")
+    return {layer.get_output(0).name for layer in pairs if layer.get_input(0).dtype.name == "INT8"}
 
 
 def _source_nodes(layer: Any) -> set[str]:

@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
-from tmi.export.graphs.registry import EXPORTERS, TYPED
+from tmi.export.graphs.registry import EXPORTERS, TORCH_TRT, TYPED
 from tmi.export.tensorrt.builder import TARGETS, BuildOptions, Plan, build_plan
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.contents import bundled_trust
 from tmi.runtime.bundle.manifest import GraphSpec, Manifest
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.bundle.tensorrt_records import EnginePlans, GpuRecord, PlanOptions, PlanRecord, TensorRtRecord
+from tmi.runtime.bundle.tensorrt_records import (
+    EnginePlans,
+    GpuRecord,
+    GraphPrecision,
+    PlanOptions,
+    PlanRecord,
+    TensorRtRecord,
+)
 from tmi.runtime.engines.nvidia_driver import Gpu, driver_incompatibility, find_gpu
-from tmi.runtime.engines.precision import FLOAT16, TF32, graph_precision_records, plan_precision
+from tmi.runtime.engines.precision import FLOAT16, INT8, TF32, graph_precision_records, plan_precision
 from tmi.runtime.engines.registry import ENGINES, open_engine
 from tmi.runtime.verification.parity import ENGINE_ERRORS, check_engine
 from tmi.runtime.verification.verify import load_failure
@@ -86,10 +93,15 @@ def add_plans(
         The manifest with the plans and their facts, and the records of all checks.
 
     Raises:
+        UsageError: torch-trt of graphs in INT8.
         UnavailableError: TensorRT rejects a graph.
     """
     records: list[CheckResult] = []
     gpu = find_gpu()
+    if TORCH_TRT in request.kinds and plan_precision(manifest) == INT8:
+        raise UsageError(
+            f"{TORCH_TRT} compiles modules, and the bundle's typed graphs are in INT8", fix="build trt or trt-rtx"
+        )
     for kind in request.kinds:
         blocker = build_blocker(kind, request.options)
         pending = pending_engines(manifest)
@@ -165,7 +177,7 @@ def _build_kind(
 ) -> tuple[Manifest, list[CheckResult]]:
     """Build the plan of every graph, and audit the data types of its layers."""
     exporter = EXPORTERS[kind]
-    if kind == "torch-trt":
+    if kind == TORCH_TRT:
         return exporter.function("plan")(folder, manifest, options, progress), []
     trt = importlib.import_module(str(exporter.builds_with))
     precisions = graph_precision_records(manifest)
@@ -191,7 +203,7 @@ def _build_kind(
             replace(options, tf32=graph_precision.precision == TF32),
             float32_nodes=graph_precision.nodes_in_float if graph_precision.precision == FLOAT16 else None,
         )
-        records.append(_audit_layer_types(plan, spec, kind, graph_precision.precision))
+        records.append(_audit_layer_types(plan, spec, kind, graph_precision))
         shared[structure] = file
         (folder / file).write_bytes(plan.data)
         built_on = gpu.target if gpu is not None and options.target is None else None
@@ -215,15 +227,21 @@ def structure_digest(path: Path) -> str:
     return sha256_bytes(model.SerializeToString(deterministic=True))
 
 
-def _audit_layer_types(plan: Plan, spec: GraphSpec, kind: str, precision: str) -> CheckResult:
+def _audit_layer_types(plan: Plan, spec: GraphSpec, kind: str, graph_precision: GraphPrecision) -> CheckResult:
     """Check that every layer computes in the type that the typed graph gives its node."""
-    half, single = plan.audit.count("HALF"), plan.audit.count("FLOAT")
+    precision, nodes = graph_precision.precision, graph_precision.nodes_in_int8 or 0
+    eight, half, single = (plan.audit.count(dtype) for dtype in ("INT8", "HALF", "FLOAT"))
     mismatches = list(plan.audit.unexplained)
+    if precision == INT8 and not eight:
+        mismatches.append("no layer computes in INT8")
+    elif len(plan.audit.int8_nodes) != nodes:
+        mismatches.append(f"{len(plan.audit.int8_nodes)} nodes compute in INT8, the typed graph has {nodes}")
     if precision != FLOAT16 and half:
         mismatches.append(f"{half} layers compute in HALF although the graph is {precision}")
     if precision == FLOAT16 and not half:
         mismatches.append("no layer computes in HALF")
-    summary = f"{half} layers compute in HALF and {single} in FLOAT, as the types of their nodes require"
+    counts = f"{f'{eight} layers compute in INT8, {half}' if eight else f'{half} layers compute'} in HALF and {single}"
+    summary = f"{counts} in FLOAT, as the types of their nodes require"
     return CheckResult(
         check="dtypes",
         artefact=kind,

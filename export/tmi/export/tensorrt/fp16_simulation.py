@@ -34,7 +34,7 @@ from tmi.runtime.bundle.manifest import GraphSpec
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.engines.graph_engine import GraphEngine
 from tmi.runtime.engines.onnxruntime import ERRORS_ONLY, as_runtime_errors
-from tmi.runtime.engines.precision import TF32, graph_precisions
+from tmi.runtime.engines.precision import INT8, TF32, graph_precisions
 
 DATA_MOVEMENT_OPS = frozenset(
     "Reshape Transpose Slice Concat Squeeze Unsqueeze Gather GatherElements GatherND Expand Split Identity Flatten "
@@ -149,9 +149,11 @@ class EmulationEngine(GraphEngine):
         self._precisions = graph_precisions(bundle.manifest)
 
     def _load(self, spec: GraphSpec, path: Path, read: Callable[[], bytes]) -> EmulationSession:
-        model = read_typed(path)
-        tf32 = self._precisions[spec.name] == TF32
-        return emulation_session(emulate_tf32(model) if tf32 else emulate_fp16(model), threads=self.threads)
+        model, precision = read_typed(path), self._precisions[spec.name]
+        if precision == INT8:  # its rounding is explicit already
+            return emulation_session(Emulation(model=model, probes={}), threads=self.threads)
+        emulation = emulate_tf32(model) if precision == TF32 else emulate_fp16(model)
+        return emulation_session(emulation, threads=self.threads)
 
     def _run(self, spec: GraphSpec, loaded: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         outputs, extremes = run_emulation(loaded, [t.name for t in spec.outputs], inputs)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 from tmi.runtime.bundle.tensorrt_records import PlanPrecision
-from tmi.runtime.engines.precision import FLOAT16, FLOAT32, TF32
+from tmi.runtime.engines.precision import FLOAT16, FLOAT32, INT8, TF32
 from tmi.toolkit.errors import UsageError
 
 BY_SEARCH: Final = "by search"
@@ -15,8 +15,9 @@ PRECISIONS: Mapping[str, PlanPrecision | Literal["by search"]] = {
     "tf32": TF32,
     "fp32": FLOAT32,
     "auto": BY_SEARCH,
+    "int8": INT8,
 }
-"""Value of `--precision` -> precision of the graphs."""
+"""Value of `--precision` -> precision of the graphs; with INT8 of the quantised ones, the others are FP16."""
 
 
 def require_precision(requested: str) -> str:

@@ -1,7 +1,8 @@
 """Strongly typed graphs that TensorRT engines are built from: writing, audit against float32, validation by emulation.
 
-The artefact `onnx-typed` of a graph is the file whose types TensorRT uses: an FP16 file, or the float32 file itself if
-the graph computes in float32 or TF32. `Manifest.tensorrt.precision` records the precision and the reasons.
+The artefact `onnx-typed` of a graph is the file whose types TensorRT uses: an FP16 file, a signed INT8 file, or the
+float32 file itself if the graph computes in float32 or TF32. `Manifest.tensorrt.precision` records the precision and
+the reasons.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tmi.export.checks.onnx_summary import read_summary
 from tmi.export.checks.validation_set import ValidationSet, validate_real_cases, write_engine_outputs
 from tmi.export.graphs.registry import TYPED
+from tmi.export.quantization.signed_graphs import SIGNED_SUFFIX, audit_signed_graph, write_signed_graph
 from tmi.export.tensorrt.fp16_conversion import FP16_MAX, save, to_fp16
 from tmi.export.tensorrt.fp16_simulation import EmulationEngine, TensorExtreme
 from tmi.export.tensorrt.mixed_precision_search import PrecisionPlan, ProbeInput, search_precision
@@ -31,7 +33,7 @@ from tmi.runtime.bundle.tensorrt_records import (
     TensorPosition,
     TensorRtRecord,
 )
-from tmi.runtime.engines.precision import FLOAT16, FLOAT32, plan_precision
+from tmi.runtime.engines.precision import FLOAT16, FLOAT32, INT8, graph_precisions, plan_precision
 from tmi.runtime.inference.ensemble import fusion_inputs
 from tmi.runtime.verification.golden_inputs import GoldenInputs
 from tmi.runtime.verification.outputs import Outputs
@@ -39,6 +41,10 @@ from tmi.runtime.verification.parity import BOUNDS, check_engine
 from tmi.toolkit.compute.cpu import available_cores
 
 SUFFIX = ".fp16.onnx"
+INT8_LAYERS = "int8-layers"
+"""Check that INT8 graphs have any layer in INT8."""
+INT8_SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Parts of the error budget of the INT8 graphs that signed graphs get, one after another, until every check holds."""
 
 
 def add_typed_graphs(
@@ -53,7 +59,7 @@ def add_typed_graphs(
 
     Args:
         folder: the bundle's folder.
-        manifest: its manifest so far.
+        manifest: its manifest so far; for INT8 it records the INT8 graphs of the CPU.
         requested: a key of `PRECISIONS`.
         validation_set: inputs and reference outputs. The emulation's outputs are added to the real cases' `outputs`.
         progress: called with one line for each step.
@@ -64,14 +70,52 @@ def add_typed_graphs(
     Raises:
         RuntimeError: a graph cannot be converted.
     """
-    graphs, precisions, records = [], dict[str, GraphPrecision](), []
+    shares = INT8_SHARES if requested == INT8 else INT8_SHARES[:1]
+    for share in shares:
+        typed, records = _add_once(folder, manifest, requested, validation_set, share=share, progress=progress)
+        unquantised = any(r.check == INT8_LAYERS and not r.passed for r in records)  # less of the budget has no more
+        if share == shares[-1] or unquantised or all(r.passed for r in records):
+            break
+        progress(f"the typed graphs failed with {share:.0%} of the error budget of INT8")
+    return typed, records
+
+
+def audit_typed_file(folder: Path, spec: GraphSpec, manifest: Manifest) -> CheckResult:
+    """Compare a typed file that is not the float32 file with it, as its precision requires."""
+    file = spec.artefacts[TYPED]
+    if graph_precisions(manifest)[spec.name] == INT8:
+        return audit_signed_graph(folder, file, spec, manifest)
+    return audit_typed(folder / file, folder / spec.artefacts["onnx"], spec)
+
+
+def _add_once(
+    folder: Path,
+    manifest: Manifest,
+    requested: str,
+    validation_set: ValidationSet,
+    *,
+    share: float,
+    progress: Callable[[str], None],
+) -> tuple[Manifest, list[CheckResult]]:
+    """As `add_typed_graphs`, with a part of the error budget of INT8."""
+    graphs, precisions, records = [], dict[str, GraphPrecision](), list[CheckResult]()
     for spec in manifest.graphs:
-        path = folder / spec.artefacts["onnx"]
+        path, search = folder / spec.artefacts["onnx"], tuple[str, ...]()
+        if requested == INT8 and manifest.int8 is not None and spec.name in manifest.int8.graphs:
+            typed_file = f"graphs/{spec.name}{SIGNED_SUFFIX}"
+            progress(f"writing {typed_file}")
+            signed, audited = write_signed_graph(folder, typed_file, spec, manifest, validation_set, share=share)
+            search = signed.search
+            if audited is not None:
+                records.append(audited)
+                precisions[spec.name] = signed
+                graphs.append(replace(spec, artefacts={**spec.artefacts, TYPED: typed_file}))
+                continue
         if requested == "auto":
             progress(f"searching the precision of {spec.name}")
         plan = _precision_plan(requested, path, spec, manifest, validation_set)
         typed_file = spec.artefacts["onnx"]
-        recorded = GraphPrecision(precision=plan.precision, search=plan.steps)
+        recorded = GraphPrecision(precision=plan.precision, search=(*search, *plan.steps))
         if plan.precision == FLOAT16:
             typed_file = f"graphs/{spec.name}{SUFFIX}"
             progress(f"writing {typed_file}")
@@ -85,11 +129,28 @@ def add_typed_graphs(
         manifest.tensorrt or TensorRtRecord(), precision=PrecisionRecord(requested=requested, graphs=precisions)
     )
     manifest = replace(manifest, graphs=tuple(graphs), tensorrt=tensorrt)
+    if requested == INT8:
+        records.append(_check_some_layer(precisions))
+        if not records[-1].passed:
+            return manifest, records
     if plan_precision(manifest) == FLOAT32:
         return manifest, records  # the same files were already validated as float32
     progress("validating the typed graphs by emulation")
     emulation_records, emulation = _validate_emulation(folder, manifest, validation_set)
     return replace(manifest, tensorrt=replace(tensorrt, emulation=emulation)), records + emulation_records
+
+
+def _check_some_layer(precisions: Mapping[str, GraphPrecision]) -> CheckResult:
+    layers = sum(graph.nodes_in_int8 or 0 for graph in precisions.values())
+    return CheckResult(
+        check=INT8_LAYERS,
+        artefact=TYPED,
+        graph="pipeline",
+        passed=layers > 0,
+        measured=None if layers else 0.0,
+        bound=None,
+        detail=f"{layers} layers of the typed graphs compute in INT8",
+    )
 
 
 def audit_typed(fp16_file: Path, float32_file: Path, spec: GraphSpec) -> CheckResult:
@@ -136,7 +197,7 @@ def _tensor_mismatches(
 def _precision_plan(
     requested: str, path: Path, spec: GraphSpec, manifest: Manifest, validation_set: ValidationSet
 ) -> PrecisionPlan:
-    precision = PRECISIONS[requested]
+    precision = FLOAT16 if requested == INT8 else PRECISIONS[requested]  # of a graph that is not quantised
     if precision != BY_SEARCH:
         return PrecisionPlan(precision=precision, error=float("nan"))
     pairs = [

@@ -22,7 +22,8 @@ from tmi.runtime.benchmark.interleaved_timing import Ratio, quantile, ratio
 from tmi.runtime.bundle.check_result import ParityError
 from tmi.runtime.bundle.reader import Bundle
 from tmi.runtime.bundle.signing import Keys, required_keys
-from tmi.runtime.engines.registry import ENGINES, engine_spec, is_out_of_scope, unavailable_reason
+from tmi.runtime.engines.precision import largest_error
+from tmi.runtime.engines.registry import ENGINES, is_out_of_scope, unavailable_reason
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import DamagedError, InputRejectedError, TmiError, UnavailableError, UsageError
 
@@ -285,9 +286,17 @@ def measure(
             all_cases[engine] = processes[engine].worker.predict(range(len(plan.cases)), batch=plan.batch)
         resources = {engine: processes[engine].worker.finish() for engine in engines}
     reference = REFERENCE if REFERENCE in engines else engines[-1]
+    records = {engine: processes[engine].worker.first["engine"] for engine in engines}
+    allowed = {engine: largest_error(engine, records[engine]["precision"]) for engine in engines}
     results = [
         _engine_benchmark(
-            engine, reference, process=processes[engine], warm=warm, all_cases=all_cases, resources=resources[engine]
+            engine,
+            reference,
+            process=processes[engine],
+            warm=warm,
+            all_cases=all_cases,
+            resources=resources[engine],
+            allowed_difference=allowed[engine] + allowed[reference],
         )
         for engine in engines
     ]
@@ -325,6 +334,7 @@ def _engine_benchmark(
     warm: Mapping[str, Sequence[Mapping[str, Any]]],
     all_cases: Mapping[str, Mapping[str, Any]],
     resources: Mapping[str, Any],
+    allowed_difference: float,
 ) -> EngineBenchmark:
     record = process.worker.first["engine"]
     seconds = tuple(float(w["seconds"]) for w in warm[engine])
@@ -347,7 +357,7 @@ def _engine_benchmark(
         heavy=tuple(resources["heavy"]),
         to_reference=ratio(seconds, [float(w["seconds"]) for w in warm[reference]]),
         max_difference=max(_max_probability_difference(one, other) for one, other in pairs),
-        allowed_difference=engine_spec(engine).max_abs_err + engine_spec(reference).max_abs_err,
+        allowed_difference=allowed_difference,
         changed_decisions=tuple(one["case_id"] for one, other in pairs if one["decision"] != other["decision"]),
     )
 

@@ -8,6 +8,7 @@ A bundle is a folder::
     graphs/<graph>.pt
     graphs/<graph>.int8.onnx    quantised encoder, for the engines in INT8
     graphs/<graph>.fp16.onnx    source of the TensorRT engines, if it is not the float32 file
+    graphs/<graph>.int8-signed.onnx    the same in INT8
     graphs/<graph>.engine       TensorRT; .rtx.engine: TensorRT-RTX
     weights/<graph>.safetensors
     tokenizers/<name>.json
@@ -75,6 +76,8 @@ SBOM_FILE = "sbom.cdx.json"
 SIGNATURE_FILE = "signature.sig"
 UNFINGERPRINTED_FILES = (MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE)
 """Files of a bundle without a fingerprint in its manifest: the manifest, its digest, and the signature."""
+LATER_ENTRIES = ("int8", "trust", "layers_in_int8", "nodes_in_int8")
+"""Entries that the first version of this schema did not have."""
 FUSION = "fusion"
 SAME_VERSION_FIX = "use the tmi version that made the bundle, or export it again"
 
@@ -210,10 +213,18 @@ class Manifest(FrozenValues):
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """Convert a manifest to plain JSON values.
 
-    `int8` and `trust` are left out if they are null: a bundle without them is the same document for a reader that does
-    not know them.
+    `LATER_ENTRIES` are left out if they are null: a bundle without them is the same document for a reader that does not
+    know them.
     """
-    return {k: v for k, v in to_json(manifest).items() if v is not None or k not in ("int8", "trust")}
+    document = {k: v for k, v in to_json(manifest).items() if v is not None or k not in LATER_ENTRIES}
+    return {**document, "tensorrt": _without_null_entries(document["tensorrt"])}
+
+
+def _without_null_entries(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if v is not None or k not in LATER_ENTRIES}
+        return {key: _without_null_entries(entry) for key, entry in kept.items()}
+    return [_without_null_entries(entry) for entry in value] if isinstance(value, list) else value
 
 
 def manifest_from_json(data: Mapping[str, Any]) -> Manifest:

@@ -12,7 +12,7 @@ from typing import Literal
 from tmi.runtime.bundle.frozen_values import FrozenValues
 from tmi.runtime.bundle.manifest_records import FileSpec
 
-PlanPrecision = Literal["float32", "tf32", "float16"]
+PlanPrecision = Literal["float32", "tf32", "float16", "int8"]
 """Number format of a plan's products."""
 
 
@@ -27,7 +27,9 @@ class GraphPrecision(FrozenValues):
     nodes_in_half: int | None = None
     """Number of nodes in FP16; null if the graph is not FP16."""
     nodes_in_float: Mapping[str, str] = field(default_factory=dict)
-    """Node of an FP16 graph that stays in float32 -> reason."""
+    """Node of an FP16 or INT8 graph that stays in float32 although others of its kind do not -> reason."""
+    nodes_in_int8: int | None = None
+    """Number of nodes in INT8; null if the graph is not INT8, and then left out of the document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +125,14 @@ class PlanRecord(FrozenValues):
     source: GraphSource | None = None
     """File that it was built from; null if it was compiled from a module."""
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Layer type -> data type of the output -> number of layers before fusion."""
+    """Layer type -> data type of the output -> number of layers before fusion; INT8: every input is a dequantized INT8
+    tensor."""
     layers_in_half: int | None = None
     """Number of layers that compute in FP16."""
     layers_in_float: int | None = None
     """Number of layers that compute in float32."""
+    layers_in_int8: int | None = None
+    """Number of layers that compute in INT8; null if there is none, and then left out of the document."""
     float_nodes: Mapping[str, FloatNode] = field(default_factory=dict)
     """Node that stays in float32 -> why."""
     tf32: bool | None = None

@@ -17,6 +17,7 @@ from .precision import TF32 as TF32
 from .precision import engine_precision as engine_precision
 from .precision import graph_precision_records as graph_precision_records
 from .precision import graph_precisions as graph_precisions
+from .precision import largest_error as largest_error
 from .precision import plan_precision as plan_precision
 from .precision import rejected_at_export as rejected_at_export
 from .precision import validated_at_export as validated_at_export

@@ -8,7 +8,7 @@ from typing import Final
 
 from tmi.runtime.bundle.manifest import Manifest
 from tmi.runtime.bundle.tensorrt_records import GraphPrecision
-from tmi.runtime.engines.registry import engine_spec
+from tmi.runtime.engines.registry import INT8_MAX_ABS_ERR, engine_spec
 from tmi.toolkit.errors import DamagedError, UsageError
 
 FLOAT32: Final = "float32"
@@ -20,7 +20,7 @@ ALLOWED_PRECISIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"auto": (), "bf16": (BFLOAT16,), "fp32": (FLOAT32,), "int8": (INT8,)},
 )
 """Value of `--precision` -> number formats that an engine may use; empty: any."""
-PRECISION_ORDER = (FLOAT32, TF32, FLOAT16)
+PRECISION_ORDER = (FLOAT32, TF32, FLOAT16, INT8)
 """Number formats of plans, from the most to the least exact."""
 
 
@@ -66,6 +66,15 @@ def engine_precision(engine: str, manifest: Manifest) -> str:
     """
     precision = engine_spec(engine).precision
     return plan_precision(manifest) if precision is None else precision
+
+
+def largest_error(engine: str, precision: str) -> float:
+    """Declared bound on |probability - eager float32 probability| of an engine that computes in a number format.
+
+    The engine table defines it; plans and typed graphs in INT8 have that of the INT8 engines.
+    """
+    declared = engine_spec(engine).max_abs_err
+    return max(declared, INT8_MAX_ABS_ERR) if precision == INT8 else declared
 
 
 def allowed_precisions(precision: str) -> tuple[str, ...]:

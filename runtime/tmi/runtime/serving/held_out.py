@@ -13,8 +13,8 @@ from statistics import fmean
 
 from tmi.runtime.bundle.manifest import FoldSpec
 from tmi.runtime.bundle.reader import Bundle
-from tmi.runtime.engines.precision import engine_precision
-from tmi.runtime.engines.registry import Engine, engine_spec, open_engine
+from tmi.runtime.engines.precision import engine_precision, largest_error
+from tmi.runtime.engines.registry import Engine, open_engine
 from tmi.runtime.serving.pipeline import InferencePipeline
 from tmi.runtime.serving.results import Prediction
 from tmi.runtime.verification.parity import REFERENCE_MARGIN
@@ -109,8 +109,9 @@ def compare_held_out(
                 if number % -(-len(cases) // STEPS) == 0:
                     progress(f"predicting held-out cases on engine {name}: {number} of {len(cases)}")
                 found.append(_probability(bundle, pipelines[case.fold], case))
-        allowed = engine_spec(name).max_abs_err or REFERENCE_MARGIN
-        rows.append(_row(bundle, name, engine_precision(name, bundle.manifest), cases, found, allowed))
+        precision = engine_precision(name, bundle.manifest)
+        allowed = largest_error(name, precision) or REFERENCE_MARGIN
+        rows.append(_row(bundle, name, precision, cases, found, allowed))
     return [replace(row, auc_difference=_difference(row.auc, recorded.auc)) for row in rows]
 
 

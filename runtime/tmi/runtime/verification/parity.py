@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from tmi.runtime.bundle.check_result import CheckResult
 from tmi.runtime.bundle.manifest import Manifest
-from tmi.runtime.engines.registry import Engine, engine_spec
+from tmi.runtime.engines.precision import largest_error
+from tmi.runtime.engines.registry import Engine
 from tmi.runtime.verification.golden_inputs import GoldenInputs, extreme_case, join, largest_batch, padded, trimmed
 from tmi.runtime.verification.outputs import PIPELINE, Outputs, evaluate
 from tmi.runtime.verification.profile_shapes import largest_profile, text_features, text_length_checks
@@ -119,7 +120,7 @@ def check_engine(
         golden=golden,
         reference=reference,
         artefact=artefact,
-        bounds=BOUNDS[precision],
+        precision=precision,
         reference_float64=reference_float64,
         trust=trust,
         keep=keep,
@@ -144,7 +145,7 @@ def check_outputs(
         golden=golden,
         reference=reference,
         artefact=artefact,
-        bounds=BOUNDS[precision],
+        precision=precision,
         keep=keep,
     )
     return list(check.records(thorough=False))
@@ -159,15 +160,20 @@ class _ParityChecks:
     golden: GoldenInputs
     reference: Outputs
     artefact: str
-    bounds: Bounds
+    precision: str
     reference_float64: Outputs | None = None
     trust: Sequence[FoldTrust] = ()
     keep: Callable[[Outputs], None] | None = None
 
     @property
+    def bounds(self) -> Bounds:
+        """Bounds of the precision."""
+        return BOUNDS[self.precision]
+
+    @property
     def margin(self) -> float:
         """Largest error of a probability of this engine."""
-        return engine_spec(self.engine.name).max_abs_err or REFERENCE_MARGIN
+        return largest_error(self.engine.name, self.precision) or REFERENCE_MARGIN
 
     def records(self, *, thorough: bool = True) -> Iterator[CheckResult]:
         """Run the checks; stop early only if the batch cannot run or an output is not finite."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -11,22 +10,22 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from factories.int8_bundle import calibration_cases, with_int8_graphs
 from factories.random_run import write_random_run
 from tmi.export.bundle import rebuild
-from tmi.export.checks.validation_set import CalibratedCase, RealCase, ValidationSet
 from tmi.export.graphs.partition import DistinctEncoder, FoldModels, GraphPartition, partition_run
-from tmi.export.quantization import int8_graphs, measuring
+from tmi.export.quantization import measuring
 from tmi.export.quantization.audit import audit_calibration, audit_quantised
 from tmi.export.quantization.calibration_cases import choose_cases, read_calibration_cases
 from tmi.export.quantization.folding import folded_graph
 from tmi.export.quantization.measuring import largest_magnitudes, layer_errors, outputs_of
 from tmi.export.quantization.qdq import quantisable, quantised
 from tmi.export.quantization.search import ProbeSet, search_layers
-from tmi.runtime.bundle.int8_records import CalibrationCase, case_digest, untrained_cases
+from tmi.runtime.bundle.int8_records import case_digest, untrained_cases
 from tmi.runtime.bundle.manifest import manifest_from_json, manifest_to_json
-from tmi.runtime.bundle.reader import fingerprint, open_bundle, write_manifest
+from tmi.runtime.bundle.reader import open_bundle
 from tmi.runtime.engines.registry import open_engine
-from tmi.runtime.verification.golden_inputs import golden_from_manifest, make_golden
+from tmi.runtime.verification.golden_inputs import golden_from_manifest
 from tmi.runtime.verification.outputs import evaluate
 from tmi.runtime.verification.parity import relative_error
 from tmi.runtime.verification.verify import read_references
@@ -42,20 +41,7 @@ def base(nano_bundle):
 @pytest.fixture(scope="module")
 def cases(base, nano_run):
     """Two calibration cases of each CT graph, with the outputs of the float32 engine."""
-    run = RunFolder.open(nano_run)
-    vocabularies = base.manifest.golden.vocabularies
-    inputs = make_golden(base.manifest.config, seed=3, count=4, folds=2, vocabularies=vocabularies)
-    found = []
-    with open_engine("onnx", base, threads=1) as engine:
-        for fold, split in zip(base.manifest.folds, run.folds, strict=True):
-            for row, case_id in zip((0, 2), split.train, strict=True):
-                one = inputs.rows([row])
-                record = CalibrationCase(
-                    case=case_digest(run.state["cohort"]["fingerprint"], case_id), volume=one.digests()["ct"]
-                )
-                case = RealCase(inputs=one, reference=evaluate(engine, base.manifest, one))
-                found.append(CalibratedCase(record=record, graphs=(fold.ct,), case=case))
-    return found
+    return calibration_cases(base, nano_run)
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +55,7 @@ def graph(base):
 @pytest.fixture(scope="module")
 def int8_bundle(base, cases, tmp_path_factory):
     """A copy of the bundle with INT8 graphs, and the records of their checks."""
-    folder = tmp_path_factory.mktemp("int8") / "bundle"
-    shutil.copytree(base.folder, folder)
-    validation = ValidationSet(
-        golden=golden_from_manifest(base.manifest), reference=read_references(base).float32, calibration=cases
-    )
-    manifest, records = int8_graphs.add_int8_graphs(folder, base.manifest, validation, progress=lambda line: None)
-    manifest = replace(manifest, parity=(*manifest.parity, *records))
-    write_manifest(folder, replace(manifest, files=fingerprint(folder)))
-    return open_bundle(folder), records
+    return with_int8_graphs(base, cases, tmp_path_factory.mktemp("int8") / "bundle")
 
 
 def test_folding_keeps_the_outputs(base, graph):

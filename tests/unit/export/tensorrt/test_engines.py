@@ -189,7 +189,11 @@ def test_build_with_wrong_layer_type_changes_nothing(folder, monkeypatch):
     [
         (("--engine", "onnx", "--precision", "fp16"), "--precision fp16 is for TensorRT engines, and none is named"),
         (("--engine", "trt", "--precision", "int4"), "unknown precision 'int4'"),
-        (("--engine", "trt", "--precision", "int8"), "--precision int8 is for engines on the CPU, not for trt"),
+        (
+            ("--engine", "torch-trt", "--precision", "int8"),
+            "torch-trt compiles modules, and INT8 is in the graphs only",
+        ),
+        (("--engine", "trt", "--precision", "int8"), "INT8 is calibrated on training cases of the run"),
         (("--engine", "trt", "--target", "sm80"), "--target is for --engine trt-rtx"),
         (("--engine", "trt-rtx", "--target", "sm42"), "unknown target 'sm42'"),
         (("--engine", "trt", "--plan-weights", "maybe"), "unknown --plan-weights 'maybe'"),
