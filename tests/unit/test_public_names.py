@@ -64,6 +64,9 @@ PUBLIC_NAMES = {
         checks_table emulation_lines engines_table failures_table held_out_table plans_table print_table
         print_timing stages_table summary_table times_table to_csv
     """,
+    "tmi.runtime.dicom_results": """
+        Origin read_source require_root write_dicom_results
+    """,
     "tmi.runtime.engines": """
         AUTO Arrays ENGINES ERRORS_ONLY EagerEngine Engine EngineRecord EngineTimes FLOAT16 FLOAT32 Gpu
         GraphEngine INT8 TF32 as_runtime_errors choose_engine cpu_features cpu_name driver_incompatibility

@@ -107,6 +107,20 @@ def predict(
     timing: Annotated[bool, typer.Option("--timing", help="Print the time of each stage.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 also for a prediction with an alert.")] = False,
+    dicom: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the result of one case to this folder as DICOM: report and liver.", show_default=False
+        ),
+    ] = None,
+    dicom_source: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the DICOM series that the case was imported from.", show_default=False),
+    ] = None,
+    uid_root: Annotated[
+        str | None,
+        typer.Option(help="Root of the UIDs of DICOM results. Default: UIDs derived from UUIDs.", show_default=False),
+    ] = None,
     server: Annotated[
         str | None,
         typer.Option(help="Send the cases to `tmi serve` at this URL instead of opening a bundle.", show_default=False),
@@ -134,9 +148,11 @@ def predict(
 
         tmi predict case_a/
         tmi predict case_a/ case_b/ --bundle ./bundle --json -o predictions.json
+        tmi predict case_a/ --dicom results/ --dicom-source series/
         tmi predict cohort/ --shard 3/10 --resume -o part.3.jsonl
         tmi predict cohort/ --server https://tmi.hospital.example:8080 --token-file token --batch 4
     """
+    from tmi.runtime.cli.predict_dicom import DicomOptions, open_source, require_dicom, write_dicom
     from tmi.runtime.cli.predict_remote import ServerOptions, predict_remotely, require_remote
     from tmi.runtime.cli.progress import run_cases
     from tmi.runtime.cli.tables.timing import print_timing
@@ -152,7 +168,7 @@ def predict(
         given = {
             "--bundle": bundle, "--engine": engine != "auto", "--precision": precision != "auto", "--threads": threads,
             "--trust-level": trust_level, "--cache": cache, "--reuse": reuse, "--no-verify": no_verify,
-            "--resume": resume, "--shard": shard,
+            "--resume": resume, "--shard": shard, "--dicom": dicom,
         }  # fmt: skip
         require_remote({name: value not in (None, False) for name, value in given.items()}, out)
     elif any((token_file, tls_ca, tls_cert, tls_key)):
@@ -165,6 +181,8 @@ def predict(
         raise UsageError("a shard is written as a result log", fix=f"name one with -o part.{part.number}.jsonl")
     if out is not None:
         require_writable(out, force=force, resume=resume)
+    objects = DicomOptions(out=dicom, source=dicom_source, uid_root=uid_root)
+    require_dicom(objects, force=force)
     with nullcontext() if out is None else output_lock(out, kind="prediction file"):  # fails before the work
         labels = parse_mask_label(mask_label)
         if server is not None:
@@ -179,6 +197,7 @@ def predict(
         if part is not None:
             in_cohort, resolved = len(resolved), part.select(resolved)
             echo(f"shard {part}: {len(resolved)} of {in_cohort} cases", err=True)
+        source = open_source(objects, resolved)
         prepared_cache = PreparedCache() if cache else None
         if no_verify:
             echo("the startup self-test is skipped (--no-verify)", err=True)
@@ -209,6 +228,8 @@ def predict(
             if timing:
                 print_timing(results)
             print_results(results, predictor.bundle, record, batch=batch, as_json=as_json, out=out)
+            if source is not None:
+                write_dicom(results, resolved, source, objects, bundle=predictor.bundle, engine=record)
         exit_if_rejected(results, strict=strict)
 
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 FILE_ENDINGS = frozenset(
     {
-        ".bin", ".csv", ".docx", ".engine", ".gz", ".htm", ".html", ".json", ".jsonl", ".md", ".nii", ".onnx", ".pdf",
-        ".pkl", ".png", ".pt", ".pth", ".safetensors", ".tar", ".tgz", ".toml", ".txt", ".xlsx", ".xml", ".yaml",
-        ".yml", ".zip",
+        ".bin", ".csv", ".dcm", ".docx", ".engine", ".gz", ".htm", ".html", ".json", ".jsonl", ".md", ".nii", ".onnx",
+        ".pdf", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".tar", ".tgz", ".toml", ".txt", ".xlsx", ".xml",
+        ".yaml", ".yml", ".zip",
     }
 )  # fmt: skip
 """Endings, in lower case, that name a kind of file; a folder is not written under such a name."""

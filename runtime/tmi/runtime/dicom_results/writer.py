@@ -1,0 +1,63 @@
+"""Writes the DICOM results of one case into a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tmi.runtime.dicom_results.objects import Origin, make_report, make_segmentation
+from tmi.runtime.dicom_results.source import SourceSeries
+from tmi.runtime.serving.results import Prediction
+from tmi.toolkit.cases.case import Case
+from tmi.toolkit.imaging.volume import read_mask
+
+REPORT_FILE, SEGMENTATION_FILE = "report.dcm", "liver.dcm"
+MM3_PER_ML = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomResults:
+    """Files that were written."""
+
+    files: tuple[str, ...]
+    """Names of the structured report, and of the segmentation where there is one."""
+    no_segmentation: str | None
+    """Why there is no segmentation; None: there is one."""
+
+
+def write_dicom_results(
+    prediction: Prediction, case: Case, source: SourceSeries, out: Path, origin: Origin
+) -> DicomResults:
+    """Write report.dcm and, if the case has a mask on the grid of the series, liver.dcm.
+
+    Args:
+        prediction: prediction of the case.
+        case: the case.
+        source: its series, compared with the case.
+        out: an existing folder.
+        origin: what made the objects.
+
+    Raises:
+        InputRejectedError: the mask cannot be read.
+        OSError: the folder cannot be written.
+    """
+    segmentation, volume_ml, why = None, None, None
+    if not case.has_mask:
+        why = "the case has no mask"
+    else:
+        mask = read_mask(case, source.ct)
+        planes = source.on_slices(mask)
+        if planes is None:
+            why = "the import repaired the CT, so its grid is not that of the slices"
+        else:
+            segmentation = make_segmentation(source, planes, origin)
+            voxel_mm3 = abs(float(np.linalg.det(mask.affine_xyz[:3, :3])))
+            volume_ml = np.count_nonzero(mask.array_DHW) * voxel_mm3 / MM3_PER_ML
+    report = make_report(prediction, source, origin, segmentation=segmentation, liver_ml=volume_ml)
+    objects = {REPORT_FILE: report, SEGMENTATION_FILE: segmentation}
+    written = {name: data for name, data in objects.items() if data is not None}
+    for name, data in written.items():
+        data.save_as(out / name)
+    return DicomResults(files=tuple(written), no_segmentation=why)
