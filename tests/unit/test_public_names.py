@@ -65,7 +65,7 @@ PUBLIC_NAMES = {
         print_timing stages_table summary_table times_table to_csv
     """,
     "tmi.runtime.dicom_results": """
-        Origin read_source require_root write_dicom_results
+        Origin SourceSeries read_source require_root write_dicom_results
     """,
     "tmi.runtime.engines": """
         AUTO Arrays ENGINES ERRORS_ONLY EagerEngine Engine EngineRecord EngineTimes FLOAT16 FLOAT32 Gpu
@@ -155,7 +155,7 @@ PUBLIC_NAMES = {
         import_case is_image_file is_valid_affine
     """,
     "tmi.toolkit.ingest.dicom": """
-        READ_ERRORS is_dicom_file list_files open_dicom read_dicom_ct read_rtstruct read_seg
+        READ_ERRORS is_dicom_file list_files open_dicom read_dicom_ct read_rtstruct read_seg choose_series scan_folder
     """,
     "tmi.toolkit.ingest.tabular": "TableReport import_table",
     "tmi.toolkit.issues": """
