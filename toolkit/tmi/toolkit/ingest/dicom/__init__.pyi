@@ -4,6 +4,6 @@ from .headers import is_dicom_file as is_dicom_file
 from .headers import open_dicom as open_dicom
 from .rtstruct import read_rtstruct as read_rtstruct
 from .seg import read_seg as read_seg
-from .series import list_files as list_files
 from .series import choose_series as choose_series
+from .series import list_files as list_files
 from .series import scan_folder as scan_folder
