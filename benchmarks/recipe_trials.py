@@ -7,13 +7,15 @@ with a CT of 16x32x32 voxels once as it is (`plain`) and once with each variant,
 evaluates it on 160 cases of a further cohort. OUT/results.jsonl gets a line for each training; a repeated command
 trains only what is missing. `--text FOLDER` is an encoder of `tmi pretrain-text` for variants whose name begins with
 `text`. The last lines are a table: the mean AUC of each variant, and the mean of its paired differences from `plain`
-with the 95% interval of Student's t over the replicates.
+with the 95% interval of Student's t over the replicates. With `--records` the cohorts have no images, and the model is
+the text encoder alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -53,7 +55,35 @@ def cohort(folder: Path, cases: int, seed: int) -> Path:
     return folder
 
 
-def train_once(out: Path, replicate: int, name: str, settings: list[str], text: Path | None) -> dict[str, Any]:
+def records(folder: Path, cases: int, seed: int) -> Path:
+    """The clinical records of a synthetic cohort, without its images; written once."""
+    from tmi.toolkit.config.schema import CLASSES
+    from tmi.toolkit.synthetic.clinical_record import sample_record
+    from tmi.toolkit.synthetic.cohort import plan_cohort
+    from tmi.toolkit.synthetic.generative_model import LatentSeverityModel, sample_signals
+
+    model = LatentSeverityModel()
+    rows = ["case_id,patient_id,label"]
+    for plan in plan_cohort(cases, seed, model):
+        signals_stream, _, record_stream, _ = np.random.SeedSequence([seed, 2, plan.index]).spawn(4)
+        signals = sample_signals(np.random.default_rng(signals_stream), plan.patient.severity, model)
+        record, _ = sample_record(
+            np.random.default_rng(record_stream),
+            patient_id=plan.patient.patient_id,
+            person=plan.patient.person,
+            body=plan.patient.body,
+            blood=model.standardized("blood", signals.blood),
+        )
+        (folder / plan.case_id).mkdir(parents=True, exist_ok=True)
+        (folder / plan.case_id / "clinical.json").write_text(json.dumps(record))
+        rows.append(f"{plan.case_id},{plan.patient.patient_id},{CLASSES[int(plan.patient.bad)]}")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def train_once(
+    out: Path, replicate: int, name: str, settings: list[str], text: Path | None, *, only_records: bool
+) -> dict[str, Any]:
     """Train one variant on one replicate's cohort and evaluate it on the external one."""
     from tmi.toolkit.clinical.schema import load_schema
     from tmi.toolkit.config.overrides import override
@@ -66,14 +96,16 @@ def train_once(out: Path, replicate: int, name: str, settings: list[str], text: 
     from tmi.training.pretrained.initial_weights import prepare_initialization
 
     schema = load_schema(None)
-    config = override(tiny(), ["ct.shape_DHW=[16,32,32]", *settings])
+    base = ['network.modalities=["clinical"]'] if only_records else []
+    config = override(tiny(), ["ct.shape_DHW=[16,32,32]", *base, *settings])
     config = replace(config, train=replace(config.train, seed=config.train.seed + replicate))
     initialization = None
     if name.startswith("text"):
         initialization = prepare_initialization(config, ct=None, text=text, schema=schema)
         config = initialization.config
-    own = prepare(cohort(out / f"cohort{replicate}", CASES, FIRST_SEED + replicate), config, schema)
-    other = prepare(cohort(out / "external", EXTERNAL_CASES, EXTERNAL_SEED), config, schema)
+    write = records if only_records else cohort
+    own = prepare(write(out / f"cohort{replicate}", CASES, FIRST_SEED + replicate), config, schema)
+    other = prepare(write(out / "external", EXTERNAL_CASES, EXTERNAL_SEED), config, schema)
     (split, *_) = make_folds(own.cases, replace(config.train, folds=5))
     # the held-out fifth joins the training: the external cohort is held out
     inner = FoldSplit(fold=0, train=(*split.train, *split.test), validation=split.validation,
@@ -115,28 +147,29 @@ def main() -> None:
     parser.add_argument("--variant", action="append", default=[], help="NAME=SETTING,SETTING,...; repeatable")
     parser.add_argument("--replicates", type=int, default=3)
     parser.add_argument("--text", type=Path, default=None, help="folder of tmi pretrain-text")
+    parser.add_argument("--records", action="store_true", help="clinical records alone")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     variants = {PLAIN: []} | {
-        name: [s for s in re_split(settings) if s] for name, _, settings in (v.partition("=") for v in options.variant)
+        name: [s for s in split_settings(settings) if s]
+        for name, _, settings in (v.partition("=") for v in options.variant)
     }
     for replicate in range(options.replicates):
         for name, settings in variants.items():
             if any((r["replicate"], r["variant"]) == (replicate, name) for r in results):
                 continue
-            results.append(train_once(options.out, replicate, name, settings, options.text))
+            results.append(train_once(options.out, replicate, name, settings, options.text,
+                                      only_records=options.records))  # fmt: skip
             with file.open("a") as stream:
                 stream.write(json.dumps(results[-1]) + "\n")
             print(json.dumps(results[-1]), flush=True)
     print(*table(results), sep="\n")
 
 
-def re_split(settings: str) -> list[str]:
+def split_settings(settings: str) -> list[str]:
     """Split at the commas that begin a new `section.key=`."""
-    import re
-
     return re.split(r",(?=[a-z]+\.)", settings)
 
 

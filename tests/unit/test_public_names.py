@@ -141,7 +141,7 @@ PUBLIC_NAMES = {
         LossConfig MODALITIES Modality N_RADIOMICS NetworkConfig POSITIVE PROJECT_FILE Project
         RadiomicsConfig RadiomicsEncoderConfig Resnet2dConfig SimpleFfConfig TextEncoderConfig
         TrainConfig VitConfig default_bundle load_project new_run_folder newest_finished_run
-        override paper preset tiny
+        override paper preset tiny DEFAULT_RECIPE TEACHES_TEXT recipe_settings
         BUNDLE_VARIABLE
     """,
     "tmi.toolkit.imaging": """
@@ -213,7 +213,8 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.cli": "",
     "tmi.training.comparison": """
-        CLINICAL CLINICAL_OVERRIDES ComparisonRuns ExternalEvaluation Plan PlannedRun evaluate_external make_plan
+        CLINICAL CLINICAL_OVERRIDES CLINICAL_RENDERINGS ComparisonRuns ExternalEvaluation Plan PlannedRun
+        evaluate_external make_plan
         require_external select_tables train_all write_report
         RUNS
     """,

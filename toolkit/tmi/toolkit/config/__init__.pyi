@@ -12,6 +12,9 @@ from .project import default_bundle as default_bundle
 from .project import load_project as load_project
 from .project import new_run_folder as new_run_folder
 from .project import newest_finished_run as newest_finished_run
+from .recipes import DEFAULT_RECIPE as DEFAULT_RECIPE
+from .recipes import TEACHES_TEXT as TEACHES_TEXT
+from .recipes import recipe_settings as recipe_settings
 from .schema import CLASSES as CLASSES
 from .schema import MODALITIES as MODALITIES
 from .schema import N_RADIOMICS as N_RADIOMICS

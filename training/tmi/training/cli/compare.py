@@ -17,6 +17,7 @@ from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.progress import show_progress, show_steps
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.project import load_project
+from tmi.toolkit.config.recipes import DEFAULT_RECIPE
 from tmi.toolkit.errors import ExitCode, UsageError
 from tmi.toolkit.storage.outputs import LOCK_FILE, output_lock, require_place
 from tmi.training.cli.options import (
@@ -33,6 +34,7 @@ from tmi.training.cli.options import (
     ParallelFolds,
     Precision,
     Preset,
+    Recipe,
     SchemaFile,
     Settings,
     TextWeights,
@@ -45,7 +47,8 @@ from tmi.training.cli.options import (
     resolve_initialization,
     weight_paths,
 )
-from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES
+from tmi.training.cli.text_teaching import untaught_line, with_taught_text
+from tmi.training.comparison.paper_tables import CLINICAL, CLINICAL_OVERRIDES, CLINICAL_RENDERINGS
 from tmi.training.comparison.plan import RUNS
 from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
 
@@ -78,6 +81,7 @@ def compare(
         typer.Option("--external", help="Cohort of other patients that every row's models predict after training."),
     ] = None,
     preset: Preset = None,
+    recipe: Recipe = DEFAULT_RECIPE,
     folds: Folds = None,
     epochs: Epochs = None,
     settings: Settings = None,
@@ -111,17 +115,25 @@ def compare(
     project = load_project()
     folder = cohort or project.path("cohort")
     preset_name = preset or project.preset
-    config = configure(preset_name, folds, epochs, settings or [], freeze=freeze, precision=precision)
+    config = configure(preset_name, folds, epochs, settings or [], freeze=freeze, precision=precision, recipe=recipe)
     if table == CLINICAL.number:
         config = override(config, CLINICAL_OVERRIDES)
     require_hardware_options(accelerator, devices, parallel_folds=parallel_folds)
     require_paths(("cohort", cohort), ("--external", external), *weight_paths(ct_weights, text_weights, vocab, schema))
     _require_comparison(out)
     fields = cohort_schema(schema, project, folder)
-    config, initialization = resolve_initialization(
-        config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
-    )
     data = open_cohort(folder, mask_label=parse_mask_label(mask_label))
+    config, text_folder = with_taught_text(
+        config,
+        recipe,
+        fields,
+        text_weights,
+        settings or [],
+        renderings=CLINICAL_RENDERINGS if table == CLINICAL.number else (),
+    )
+    config, initialization = resolve_initialization(
+        config, settings or [], ct=ct_weights, text=text_folder, vocab=vocab, schema=fields
+    )
     outside = None if external is None else open_cohort(external, mask_label=parse_mask_label(mask_label))
     from tmi.training.comparison.external_cohort import require_external
     from tmi.training.comparison.plan import make_plan, select_tables
@@ -134,8 +146,8 @@ def compare(
         only=model or (),
         weights=() if initialization is None else initialization.encoders,
     )
-    if text_weights is not None:
-        _require_matching_pretraining(plan, text_weights)
+    if text_folder is not None:
+        _require_matching_pretraining(plan, text_folder)
     hardware = HardwareConfig(
         accelerator=resolve_accelerator(accelerator),
         devices=devices,
@@ -145,11 +157,14 @@ def compare(
     hardware.check(config)
     echo(f"{len(plan.runs)} runs of {config.train.folds} folds in {out}", err=True)
     print_initialization(initialization)
+    if (untaught := untaught_line(config, text_folder)) is not None:
+        echo(untaught, err=True)
     for line in plan.not_applied:
         echo(line, err=True)
     options = {
         "external": external,
         "preset": preset_name,
+        "recipe": None if recipe == DEFAULT_RECIPE else recipe,
         "folds": folds,
         "epochs": epochs,
         "ct-weights": ct_weights,

@@ -16,6 +16,7 @@ from tmi.toolkit.clinical.schema import Schema, find_schema
 from tmi.toolkit.config.overrides import override
 from tmi.toolkit.config.presets import preset as find_preset
 from tmi.toolkit.config.project import Project
+from tmi.toolkit.config.recipes import DEFAULT_RECIPE, recipe_settings
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.model_registry import model_spec
 
@@ -28,6 +29,12 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset", help="paper, released or tiny.", autocompletion=completes(of="tmi.toolkit.config.presets:PRESETS")
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe", help="paper or strong.", autocompletion=completes(of="tmi.toolkit.config.recipes:RECIPES")
     ),
 ]
 Folds = Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")]
@@ -103,14 +110,15 @@ def configure(
     model: str | None = None,
     freeze: str | None = None,
     precision: str | None = None,
+    recipe: str = DEFAULT_RECIPE,
 ) -> Config:
-    """Apply the command line options to a preset; `--set` takes precedence.
+    """Apply the recipe and the command line options to a preset; `--set` takes precedence.
 
     Raises:
-        UsageError: unknown preset, model or setting.
+        UsageError: unknown preset, recipe, model or setting.
     """
     config = find_preset(preset_name)
-    settings = [*_as_settings(freeze, precision), *settings]
+    settings = [*recipe_settings(recipe), *_as_settings(freeze, precision), *settings]
     if model is not None:
         model_spec(model)  # its error lists the known models
         settings = [*settings, f"system.name={model}"]

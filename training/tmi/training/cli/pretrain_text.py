@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +21,12 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.storage.atomic_files import require_absent, staged_folder
 from tmi.toolkit.storage.outputs import output_lock
 from tmi.training.cli.options import Preset, configure
+
+if TYPE_CHECKING:
+    from tmi.training.text_pretraining.pretraining import PretrainConfig  # torch
+
+READABLE_R2 = 0.5
+"""A field whose value explains less of its variance is named in a warning."""
 
 
 def pretrain_text(
@@ -82,10 +90,8 @@ def _pretrain(
     seed: int | None,
     checked: bool,
 ) -> None:
-    from tmi.training.loop.memory_fit import require_text_memory
     from tmi.training.pretrained.pretraining_record import PRETRAINING_FILE
-    from tmi.training.text_pretraining.checkpoint import write_encoder
-    from tmi.training.text_pretraining.pretraining import PretrainConfig, pretrain
+    from tmi.training.text_pretraining.pretraining import PretrainConfig
 
     if out.is_dir() and any(out.iterdir()) and not (out / PRETRAINING_FILE).is_file():
         raise UsageError(
@@ -98,6 +104,27 @@ def _pretrain(
         max_length=config.clinical.max_length,
         **{key: value for key, value in overrides.items() if value is not None},
     )
+    with staged_folder(out) as folder:
+        pretrain_into(folder, fields, config, pretrain_config, checked=checked)
+    echo(f"written  {out}", f"next     tmi train COHORT --text-weights {out} --freeze text")
+
+
+def pretrain_into(
+    folder: Path, fields: Schema, config: Config, pretrain_config: PretrainConfig, *, checked: bool
+) -> None:
+    """Pre-train an encoder, write it into a folder and print what it reads.
+
+    Args:
+        folder: existing or missing folder.
+        fields: clinical schema.
+        config: sizes of the encoder.
+        pretrain_config: settings of the pre-training.
+        checked: compare the memory that a step needs with the machine's first.
+    """
+    from tmi.training.loop.memory_fit import require_text_memory
+    from tmi.training.text_pretraining.checkpoint import write_encoder
+    from tmi.training.text_pretraining.pretraining import pretrain
+
     with show_progress(transient=False) as progress:
         task = progress.add("pre-training", pretrain_config.steps, unit="steps", announce=True)
         pretrained = pretrain(
@@ -111,11 +138,23 @@ def _pretrain(
             ),
             on_step_end=lambda step, loss: task.update(step, loss=loss),
         )
-    with staged_folder(out) as folder:
-        write_encoder(folder, pretrained, fields, pretrain_config)
+    write_encoder(folder, pretrained, fields, pretrain_config)
     echo(f"R2 of each field on sampled records of {fields.name}, linear regression on the encoder's feature:")
     for name, r2 in pretrained.r2.items():
         echo(f"  {name:<28} {r2:.3f}")
+    if unread := poorly_read(pretrained.r2):
+        echo(
+            f"warning: the encoder reads {len(unread)} of {len(pretrained.r2)} fields poorly (R2 below {READABLE_R2}): "
+            f"{', '.join(unread)}",
+            f"  fix: more steps (--steps {2 * pretrain_config.steps}), or a wider encoder (--set "
+            f"network.text_encoder.hidden_size={2 * config.network.text_encoder.hidden_size})",
+            err=True,
+            level=logging.WARNING,
+        )
     if pretrained.truncated:
         echo(f"{pretrained.truncated:.1%} of the texts were truncated to {pretrain_config.max_length} tokens")
-    echo(f"written  {out}", f"next     tmi train COHORT --text-weights {out} --freeze text")
+
+
+def poorly_read(r2: Mapping[str, float]) -> list[str]:
+    """Fields whose value explains less than `READABLE_R2` of its variance, the worst first."""
+    return sorted((name for name in r2 if r2[name] < READABLE_R2), key=lambda name: r2[name])

@@ -17,6 +17,7 @@ from tmi.toolkit.cli.interrupts import interruptible
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.config.project import Project, load_project, new_run_folder
+from tmi.toolkit.config.recipes import DEFAULT_RECIPE
 from tmi.toolkit.config.schema import Config
 from tmi.toolkit.errors import ExitCode, UnavailableError, UsageError
 from tmi.toolkit.models.registry import configured_model
@@ -37,6 +38,7 @@ from tmi.training.cli.options import (
     ParallelFolds,
     Precision,
     Preset,
+    Recipe,
     SchemaFile,
     Settings,
     TextWeights,
@@ -49,6 +51,7 @@ from tmi.training.cli.options import (
     resolve_initialization,
     weight_paths,
 )
+from tmi.training.cli.text_teaching import untaught_line, with_taught_text
 from tmi.training.loop.hardware import HardwareConfig, require_hardware_options, resolve_accelerator
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default: `./runs/<date>-<name>`.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the preset.")] = None,
     preset: Preset = None,
+    recipe: Recipe = DEFAULT_RECIPE,
     model: Annotated[
         str | None,
         typer.Option(
@@ -106,13 +110,15 @@ def train(
         tmi train
         tmi train cohort/ --out runs/first --preset tiny --folds 2
         tmi train cohort/ --out runs/first --preset tiny --folds 2 --resume
+        tmi train cohort/ --out runs/strong --preset tiny --recipe strong
         tmi train cohort/ --ct-weights r3d50_K_200ep.pth --text-weights biobert-v1.1/ --freeze text
         tmi train --preset paper --precision bf16-mixed --plan
     """
     project = load_project()
     folder = cohort or project.path("cohort")
     preset_name = preset or project.preset
-    config = configure(preset_name, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision)
+    config = configure(preset_name, folds, epochs, settings or [], model=model, freeze=freeze, precision=precision,
+                       recipe=recipe)  # fmt: skip
     require_hardware_options(accelerator, devices, nodes=nodes, parallel_folds=parallel_folds, track=track or ())
     labels = parse_mask_label(mask_label)
     require_paths(("cohort", cohort), *weight_paths(ct_weights, text_weights, vocab, schema))
@@ -122,6 +128,11 @@ def train(
     elif out is None and not (plan or resume):
         require_place(project.path("runs") / preset_name, kind="run")
     fields = cohort_schema(schema, project, folder)
+    if not plan:
+        if recipe != DEFAULT_RECIPE:
+            open_cohort(folder, mask_label=labels)  # a wrong path is reported before minutes of teaching
+        config, text_weights = with_taught_text(config, recipe, fields, text_weights, settings or [])
+    untaught = untaught_line(config, text_weights)
     config, initialization = resolve_initialization(
         config, settings or [], ct=ct_weights, text=text_weights, vocab=vocab, schema=fields
     )
@@ -171,6 +182,8 @@ def train(
             if target.exists():
                 _remove_existing_run(target)
         print_initialization(initialization)
+        if untaught is not None:
+            echo(untaught, err=True)
         _run(spec, resume=resume)
 
 

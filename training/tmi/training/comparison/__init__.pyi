@@ -3,6 +3,7 @@ from .external import evaluate_external as evaluate_external
 from .external_cohort import require_external as require_external
 from .paper_tables import CLINICAL as CLINICAL
 from .paper_tables import CLINICAL_OVERRIDES as CLINICAL_OVERRIDES
+from .paper_tables import CLINICAL_RENDERINGS as CLINICAL_RENDERINGS
 from .plan import RUNS as RUNS
 from .plan import Plan as Plan
 from .plan import PlannedRun as PlannedRun

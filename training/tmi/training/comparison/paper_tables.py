@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from tmi.toolkit.clinical.rendering import Rendering
 from tmi.toolkit.model_registry import REFERENCE_MODEL
 
 PAPER_METRICS: tuple[str, ...] = ("accuracy", "precision", "recall", "f1", "roc_auc")
@@ -157,6 +158,8 @@ CLINICAL = Table(
 """Table for cohorts of clinical records: the text encoder against baselines that use the same values as numbers."""
 CLINICAL_OVERRIDES = ('network.modalities=["clinical"]', "clinical.rendering=values")
 """Base settings of every row of `CLINICAL`: TMI-CLNet with its text encoder alone."""
+CLINICAL_RENDERINGS: tuple[Rendering, ...] = ("values", "flags")
+"""Renderings of the rows of `CLINICAL`."""
 
 BASELINES = Table(
     number="baselines",

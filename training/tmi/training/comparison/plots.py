@@ -103,7 +103,9 @@ def training_plot(rows: NamedResults) -> str:
         for history in result.histories:
             epochs = [int(r["epoch"]) for r in history]
             validation = [float(r["validation_loss"]) for r in history]
-            picked = max((i for i, r in enumerate(history) if r["picked"] == "1"), default=int(np.argmin(validation)))
+            picked = max(
+                (i for i, r in enumerate(history) if r.get("picked") == "1"), default=int(np.argmin(validation))
+            )
             marker = "o" if len(epochs) == 1 else None  # a line of one point is invisible
             axes.plot(epochs, validation, color=BLUE, linewidth=1, marker=marker, markersize=3)
             axes.plot(epochs[picked], validation[picked], "o", color=BLUE, markersize=3)

@@ -2,7 +2,8 @@
 
     synthetic record -> text (renderings of the training) -> encoder -> pooled feature -> BatchNorm -> linear head
 
-The loss is the weighted squared error of `regression_targets`. Every record is newly sampled. AdamW with a warm-up of a
+The loss is the weighted squared error of `regression_targets`, and the same for the tokens of each field alone
+(`tmi.training.text_pretraining.field_supervision`). Every record is newly sampled. AdamW with a warm-up of a
 twentieth of the steps and a cosine schedule to 0, gradients clipped at a norm of 1, no dropout. The linear head is
 discarded.
 
@@ -25,12 +26,13 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from tmi.toolkit.clinical.rendering import Rendering, render
+from tmi.toolkit.clinical.rendering import Rendering, field_spans, sentences
 from tmi.toolkit.clinical.schema import Schema
 from tmi.toolkit.clinical.tokenizer import Tokenizer
 from tmi.toolkit.config.schema import TextEncoderConfig
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.models.encoders.bert import TextEncoder
+from tmi.training.text_pretraining.field_supervision import FieldReader, Spans, token_fields
 from tmi.training.text_pretraining.synthetic_records import SyntheticRecords, sample_records, to_clinical_records
 from tmi.training.text_pretraining.targets import regression_targets, target_columns
 
@@ -57,10 +59,14 @@ class PretrainConfig:
     """Renderings; each record uses one of them at random."""
     steps: int = 3000
     """Number of gradient steps."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Records in each step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak learning rate of AdamW."""
+    own_weight: float = 1.0
+    """Weight of the error of each field's own tokens, relative to that of the pooled feature."""
+    leak_weight: float = 8.0
+    """Weight of what a field's tokens write into the columns of other fields."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     seed: int = 42
@@ -118,8 +124,9 @@ def pretrain(
         linear_head = nn.Sequential(
             nn.BatchNorm1d(config.hidden_size, affine=False), nn.Linear(config.hidden_size, len(columns.names))
         )
+        reader = FieldReader(config.hidden_size, schema)
     encoder.bert.set_attn_implementation("sdpa")  # the same function, a third faster here
-    losses = _optimize(encoder, linear_head, rng, schema, tokenizer, pretrain_config, on_step_end)
+    losses = _optimize(encoder, linear_head, reader, rng, schema, tokenizer, pretrain_config, on_step_end)
     encoder.bert.set_attn_implementation("eager")
     encoder.eval()
     fitted, evaluated = (
@@ -149,8 +156,17 @@ def render_records(
     rng: np.random.Generator, sampled: SyntheticRecords, schema: Schema, renderings: tuple[Rendering, ...]
 ) -> list[str]:
     """Texts of sampled records, each in one of the renderings at random."""
+    return [text for text, _ in _rendered(rng, sampled, schema, renderings)]
+
+
+def _rendered(
+    rng: np.random.Generator, sampled: SyntheticRecords, schema: Schema, renderings: tuple[Rendering, ...]
+) -> list[tuple[str, Spans]]:
+    """Text and field spans of each record."""
     chosen = rng.integers(0, len(renderings), len(sampled.position_NF))
-    return [render(r, schema, renderings[k]) for r, k in zip(to_clinical_records(sampled, schema), chosen, strict=True)]
+    records = zip(to_clinical_records(sampled, schema), chosen, strict=True)
+    pieces = [sentences(record, schema, renderings[k]) for record, k in records]
+    return [(" ".join(text for _, text in row), field_spans(row)) for row in pieces]
 
 
 def _train_tokenizer(
@@ -165,15 +181,18 @@ def _train_tokenizer(
 def _optimize(
     encoder: TextEncoder,
     linear_head: nn.Module,
+    reader: FieldReader,
     rng: np.random.Generator,
     schema: Schema,
     tokenizer: Tokenizer,
     pretrain_config: PretrainConfig,
     on_step_end: StepCallback,
 ) -> list[float]:
-    """Train encoder and head; returns the loss of every step."""
+    """Train encoder and heads; returns the loss of the pooled feature in every step."""
+    hidden: list[torch.Tensor] = []
+    hook = encoder.bert.register_forward_hook(lambda module, args, output: hidden.append(output.last_hidden_state))
     weights_K = torch.from_numpy(target_columns(schema).weights_K)
-    parameters = [*encoder.parameters(), *linear_head.parameters()]
+    parameters = [*encoder.parameters(), *linear_head.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=pretrain_config.learning_rate, weight_decay=pretrain_config.weight_decay
     )
@@ -187,21 +206,28 @@ def _optimize(
         start = step % BATCHES_PER_CHUNK * pretrain_config.batch_size
         if start == 0:
             sampled = sample_records(rng, schema, BATCHES_PER_CHUNK * pretrain_config.batch_size)
-            texts = render_records(rng, sampled, schema, pretrain_config.renderings)
+            rendered = _rendered(rng, sampled, schema, pretrain_config.renderings)
             targets_NK = regression_targets(sampled, schema)
         rows = slice(start, start + pretrain_config.batch_size)
-        encoded = tokenizer.encode(texts[rows], max_length=pretrain_config.max_length)
+        texts, spans = zip(*rendered[rows], strict=True)
+        encoded = tokenizer.encode(texts, max_length=pretrain_config.max_length)
         predicted_BK = linear_head(
             encoder(torch.from_numpy(encoded.input_ids_BT), torch.from_numpy(encoded.attention_mask_BT))
         )
-        loss = ((predicted_BK - torch.from_numpy(targets_NK[rows])).square().mean(dim=0) * weights_K).sum()
+        targets_BK = torch.from_numpy(targets_NK[rows])
+        pooled = ((predicted_BK - targets_BK).square().mean(dim=0) * weights_K).sum()
+        fields_BT = token_fields(texts, spans, schema, tokenizer, max_length=pretrain_config.max_length)
+        present_BF = torch.from_numpy(sampled.present_NF[rows])
+        own, leak = reader(hidden.pop(), torch.from_numpy(fields_BT), targets_BK, present_BF)
+        loss = pooled + pretrain_config.own_weight * own + pretrain_config.leak_weight * leak
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
+        losses.append(float(pooled.detach()))
         on_step_end(step + 1, losses[-1])
+    hook.remove()
     return losses
 
 
