@@ -5,7 +5,10 @@ golden volumes, and runs OpenVINO in float32, bfloat16 (where the processor has 
 its own for the peak memory, then in turn in one process. Errors are those of features of a golden volume that did not
 calibrate. The last line is JSON.
 
-    python benchmarks/int8_paper_size.py [--size paper|middle] [--rounds 5] [--out FOLDER]
+    python benchmarks/int8_paper_size.py [--size paper|middle] [--rounds 5] [--out FOLDER] [--plan sm80]
+
+With --plan the program only makes the signed graph of TensorRT from the same ranges, runs it in ONNX Runtime, and
+builds the plan with TensorRT-RTX for that target: errors of both graphs, layers, and sizes.
 
 Files that exist in --out are used again. Stop all other work for seconds that count; ratios need that less.
 """
@@ -49,19 +52,24 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="paper")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
+    parser.add_argument("--plan", metavar="TARGET", help="build a plan of the signed graph instead, for example sm80")
     parser.add_argument("--memory-of", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         print(peak_gib(options.out, options.memory_of))
         return
     with tempfile.TemporaryDirectory(prefix="int8-paper-size-") as temporary:
-        measure(options.out or Path(temporary), options.size, options.rounds)
+        work = options.out or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if not (work / "ct.int8.onnx").is_file():
+            write(work, options.size)
+        if options.plan:
+            plan(work, options.size, options.plan)
+        else:
+            measure(work, options.size, options.rounds)
 
 
 def measure(work: Path, size: str, rounds: int) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "ct.int8.onnx").is_file():
-        write(work, size)
     names = [name for name in ENGINES if name != "openvino-bf16" or missing_bfloat16() is None]
     words = (sys.executable, __file__, "--out", str(work), "--memory-of")
     memory = {name: float(subprocess.check_output([*words, name]).split()[-1]) for name in names}
@@ -95,6 +103,45 @@ def measure(work: Path, size: str, rounds: int) -> None:
     }
     for name, row in result["engines"].items():
         print(f"{name:14} " + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    print(json.dumps(result))
+
+
+def plan(work: Path, size: str, target: str) -> None:
+    """Print errors of the signed and the unsigned graph, and the layers of the plan of the signed one, as JSON."""
+    import tensorrt_rtx
+
+    from tmi.export.quantization.folding import folded_graph
+    from tmi.export.quantization.measuring import outputs_of
+    from tmi.export.quantization.qdq import STEPS, UNSIGNED_STEPS, quantisable, quantised, unsigned
+    from tmi.export.tensorrt.builder import BuildOptions, build_plan
+
+    model, written = folded_graph(work / "ct.onnx", nonnegative=True), onnx.load(work / "ct.int8.onnx")
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in written.graph.initializer if t.name.endswith(".scale")}
+    positive = unsigned(model)
+    values = {value for read in quantisable(model).values() for value in read}
+    steps = {value: UNSIGNED_STEPS if value in positive else STEPS for value in values}
+    magnitudes = {value: float(scales[f"{value}.scale"]) * steps[value] for value in values}
+    signed = quantised(model, magnitudes, quantisable(model), signed=True)
+    onnx.save(signed, work / "ct.int8-signed.onnx")
+    volumes = [{"ct": volume} for volume in np.load(work / VOLUMES)[CALIBRATING:]]
+    exact, *others = (outputs_of(graph, volumes, threads=available_cores()) for graph in (model, written, signed))
+    errors = [relative_error(np.concatenate(output), np.concatenate(exact)) for output in others]
+    spec = graph_spec(SIZES[size].config, "ct", "ct", folds=1)
+    start = time.perf_counter()
+    built = build_plan(tensorrt_rtx, work / "ct.int8-signed.onnx", spec, BuildOptions(target=target))
+    result = {
+        "benchmark": "int8_plan",
+        "size": size,
+        "target": target,
+        "builder": built.record.builder,
+        "error_unsigned": errors[0],
+        "error_signed": errors[1],
+        "layers": {dtype: built.audit.count(dtype) for dtype in ("INT8", "HALF", "FLOAT")},
+        "nodes_in_int8": len(built.audit.int8_nodes),
+        "graph_bytes": (work / "ct.int8-signed.onnx").stat().st_size,
+        "plan_bytes": len(built.data),
+        "build_seconds": round(time.perf_counter() - start, 1),
+    }
     print(json.dumps(result))
 
 
