@@ -21,7 +21,7 @@ SERIES, MODALITY, STUDY = "0020000E", "00080060", "0020000D"
 @pytest.mark.slow
 @pytest.mark.skipif(not is_installed(), reason="Orthanc is not installed (Debian: orthanc orthanc-dicomweb)")
 def test_results_stand_in_the_study(shared_data, nano_bundle, tmp_path):
-    """A real JPEG 2000 series and its results: QIDO finds CT, SR and SEG in one study; WADO gives the same voxels."""
+    """A real JPEG 2000 series and its results: QIDO finds all in one study; WADO gives the same voxels."""
     source = shared_data / "totalsegmentator-ct-dicom"
     (tmp_path / "series").mkdir()
     for number, path in enumerate(sorted((source / "dicom").iterdir())):
@@ -51,7 +51,7 @@ def test_results_stand_in_the_study(shared_data, nano_bundle, tmp_path):
         series = {
             row[MODALITY]["Value"][0]: row[SERIES]["Value"][0] for row in pacs.get(f"dicom-web/studies/{study}/series")
         }
-        assert sorted(series) == ["CT", "SEG", "SR"]
+        assert sorted(series) == ["CT", "OT", "SEG", "SR"]
         stored = {}
         for modality in ("SEG", "SR"):
             (instance,) = pacs.get(f"dicom-web/studies/{study}/series/{series[modality]}/instances")

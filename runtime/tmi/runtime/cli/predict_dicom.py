@@ -109,4 +109,4 @@ def write_dicom(
         written = write_dicom_results(result, case, source, folder, origin)
     echo(f"written {out}: {', '.join(written.files)}", err=True)
     if written.no_segmentation is not None:
-        echo(f"no segmentation: {written.no_segmentation}", err=True)
+        echo(f"no segmentation and no outline: {written.no_segmentation}", err=True)

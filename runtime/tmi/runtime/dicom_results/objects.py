@@ -29,7 +29,7 @@ SCHEME = "99TMI"
 PROGNOSIS = {"good": Code("170968001", "SCT", "Prognosis good"), "bad": Code("170969009", "SCT", "Prognosis bad")}
 """Concepts of the classes; HL7's value set clinicalimpression-prognosis."""
 MANUFACTURER, MODEL = "TMI", "tmi"
-SERIES_NUMBERS = {"SR": 9701, "SEG": 9702}
+SERIES_NUMBERS = {"SR": 9701, "SEG": 9702, "SC": 9703}
 """Numbers of the result series, behind those of a scanner."""
 ROOT_CHARACTERS = 24
 """Longest root of UIDs; an instance has room for a long enough number behind it."""

@@ -41,17 +41,17 @@ class SourceSeries:
     ct: Volume
     """CT of the case."""
 
-    def on_slices(self, mask: Volume) -> NDArray[np.bool_] | None:
-        """Values of a mask on the CT grid at the pixels of the slices; None: the grids differ (a repaired CT).
+    def on_slices(self, volume: Volume) -> NDArray[np.generic] | None:
+        """Values of a volume on the CT grid at the pixels of the slices; None: the grids differ (a repaired CT).
 
         Args:
-            mask: [D, H, W] in canonical orientation.
+            volume: CT in HU or mask, [D, H, W] in canonical orientation.
 
         Returns:
             [slices, rows, columns].
         """
-        array_XYZ = np.transpose(mask.array_DHW, (2, 1, 0))
-        to_index: NDArray[np.float64] = (np.linalg.inv(mask.affine_xyz) @ LPS_TO_RAS).astype(np.float64)
+        array_XYZ = np.transpose(volume.array_DHW, (2, 1, 0))
+        to_index: NDArray[np.float64] = (np.linalg.inv(volume.affine_xyz) @ LPS_TO_RAS).astype(np.float64)
         planes = []
         for data in self.slices:
             index = _indices(data, to_index)
@@ -59,7 +59,7 @@ class SourceSeries:
             inside = bool((nearest >= 0).all() and (nearest < array_XYZ.shape).all())
             if not inside or float(np.abs(index - nearest).max()) > MAX_DISTANCE:
                 return None
-            planes.append(array_XYZ[nearest[..., 0], nearest[..., 1], nearest[..., 2]] != 0)
+            planes.append(array_XYZ[nearest[..., 0], nearest[..., 1], nearest[..., 2]])
         return np.stack(planes)
 
 

@@ -62,13 +62,13 @@ def test_report_equals_the_document(predict, imported, tmp_path):
     out = tmp_path / "results"
     outcome = predict(imported.case, "--dicom", out, "--dicom-source", imported.series, "--json")
     assert outcome.code == 0, outcome.err
-    assert f"written {out}: report.dcm, liver.dcm" in outcome.err
+    assert f"written {out}: report.dcm, liver.dcm, outline.dcm" in outcome.err
     (result,) = outcome.document["results"]
     numbers = _numbers(out / "report.dcm")
     assert numbers["probability-bad"] == pytest.approx(result["probability"]["bad"], rel=1e-12)
     for fold in result["folds"]:
         assert numbers[f"fold{fold['fold']}-bad"] == pytest.approx(fold["probability"]["bad"], rel=1e-12)
-    assert {path.name for path in out.iterdir()} == {"report.dcm", "liver.dcm"}
+    assert {path.name for path in out.iterdir()} == {"report.dcm", "liver.dcm", "outline.dcm"}
     again = predict(imported.case, "--dicom", out, "--dicom-source", imported.series)
     assert (again.code, "exists" in again.err) == (2, True)
     assert predict(imported.case, "--dicom", out, "--dicom-source", imported.series, "--force").code == 0
@@ -150,7 +150,7 @@ def test_real_series(predict, shared_data, tmp_path):
     assert masks[0].sum() == 366_708
     if shutil.which("dciodvfy") is not None:
         known = _errors(series / "0.dcm")
-        for name in ("report.dcm", "liver.dcm"):
+        for name in ("report.dcm", "liver.dcm", "outline.dcm"):
             assert _errors(out / name) <= known
 
 

@@ -11,11 +11,13 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
 from factories.dicom_series import SeriesSpec, liver_at, make_slices, set_hounsfield, write_slices
+from tmi.runtime.dicom_results.capture import OUTLINE_RGB, _orientation
 from tmi.runtime.dicom_results.objects import require_root
 from tmi.runtime.dicom_results.source import read_source
-from tmi.runtime.dicom_results.writer import REPORT_FILE, SEGMENTATION_FILE, write_dicom_results
+from tmi.runtime.dicom_results.writer import CAPTURE_FILE, REPORT_FILE, SEGMENTATION_FILE, write_dicom_results
 from tmi.toolkit.cases.case import Case
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.ingest.case_importer import import_case
@@ -66,8 +68,8 @@ def _code(item) -> str:
 
 def test_report_has_the_values_of_the_prediction(imported, prediction, origin, tmp_path):
     """Every probability, the spread, the decision by its SNOMED CT concept, and the liver's volume in mL."""
-    result, report, _ = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
-    assert result.files == (REPORT_FILE, SEGMENTATION_FILE)
+    result, report, *_ = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
+    assert result.files == (REPORT_FILE, SEGMENTATION_FILE, CAPTURE_FILE)
     values = _values(report)
     liver_ml = imported.liver.sum() * 5.5 * 5.5 * 6.0 / 1000
     assert values.pop("118565006") == pytest.approx(liver_ml, rel=1e-6)
@@ -91,7 +93,7 @@ def test_report_has_the_values_of_the_prediction(imported, prediction, origin, t
 def test_withheld_decision_is_no_prognosis(imported, prediction, origin, tmp_path, decision, reasons, value):
     """A withheld decision has its own code, never a prognosis, and each reason one too."""
     withheld = replace(prediction, decision=decision, reasons=reasons)
-    _, report, _ = _written(withheld, imported.case, imported.series, origin, tmp_path / "out")
+    _, report, *_ = _written(withheld, imported.case, imported.series, origin, tmp_path / "out")
     codes = _codes(report)
     assert [v for name, v in codes if name == "decision"] == [value]
     assert [v for name, v in codes if name == "reason"] == list(reasons)
@@ -99,9 +101,9 @@ def test_withheld_decision_is_no_prognosis(imported, prediction, origin, tmp_pat
 
 def test_results_are_in_the_study_of_the_series(imported, prediction, origin, tmp_path):
     """Patient, study and frame of reference are those of the slices; series and instances are new, below the root."""
-    _, report, seg = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
+    _, report, seg, capture = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
     source = pydicom.dcmread(next(imported.series.iterdir()))
-    for data in (report, seg):
+    for data in (report, seg, capture):
         for name in ("PatientID", "PatientName", "StudyInstanceUID", "StudyDate"):
             assert data[name].value == source[name].value
         assert data.SeriesInstanceUID != source.SeriesInstanceUID
@@ -118,15 +120,15 @@ def test_results_are_in_the_study_of_the_series(imported, prediction, origin, tm
 def test_uids_need_no_root(imported, prediction, origin, tmp_path):
     """Without a root, UIDs are derived from UUIDs and differ between two results of one case."""
     without = replace(origin, uid_root=None)
-    _, one, _ = _written(prediction, imported.case, imported.series, without, tmp_path / "one")
-    _, two, _ = _written(prediction, imported.case, imported.series, without, tmp_path / "two")
+    _, one, *_ = _written(prediction, imported.case, imported.series, without, tmp_path / "one")
+    _, two, *_ = _written(prediction, imported.case, imported.series, without, tmp_path / "two")
     assert one.SOPInstanceUID.startswith("2.25.")
     assert one.SOPInstanceUID != two.SOPInstanceUID
 
 
 def test_segmentation_equals_the_mask(imported, prediction, origin, tmp_path):
     """Voxel for voxel on the slices, and again after its import as the mask of a case."""
-    _, _, seg = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
+    _, _, seg, _ = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
     read = highdicom.seg.segread(tmp_path / "out" / SEGMENTATION_FILE)
     slices = sorted((pydicom.dcmread(p) for p in imported.series.iterdir()), key=lambda d: d.ImagePositionPatient[2])
     frames = read.get_pixels_by_source_instance(
@@ -156,6 +158,34 @@ def test_segmentation_of_a_sagittal_series(prediction, origin, tmp_path):
         [d.SOPInstanceUID for d in slices], assert_missing_frames_are_empty=True
     )
     assert np.array_equal(frames[..., 0] != 0, liver)
+
+
+def test_outline_is_on_the_slice_with_most_liver(imported, prediction, origin, tmp_path):
+    """Grey is the HU in the soft-tissue window; the edge of the liver, and nothing else, has the colour."""
+    *_, capture = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
+    number = imported.liver.sum(axis=(1, 2)).argmax()
+    slices = sorted((pydicom.dcmread(p) for p in imported.series.iterdir()), key=lambda d: d.ImagePositionPatient[2])
+    hu = slices[number].pixel_array.astype(float) + slices[number].RescaleIntercept
+    liver = imported.liver[number]
+    edge = liver & ~ndimage.binary_erosion(liver)
+    picture = capture.pixel_array
+    assert (picture[edge] == OUTLINE_RGB).all()
+    grey = np.rint(np.clip((hu + 160) / 400, 0, 1) * 255)
+    assert np.array_equal(picture[~edge], np.repeat(grey[~edge][:, None], 3, axis=1))
+    assert list(capture.PatientOrientation) == ["L", "P"]
+    assert capture.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+
+
+@pytest.mark.parametrize(
+    ("orientation", "letters"),
+    [((1, 0, 0, 0, 1, 0), ("L", "P")), ((-1, 0, 0, 0, 1, 0), ("R", "P")), ((0, 1, 0, 0, 0, -1), ("P", "F")),
+     ((0.99, 0.1, 0, 0, 0.1, 0.99), ("L", "H"))],
+)  # fmt: skip
+def test_orientation_letters(orientation, letters):
+    """DICOM's axes point to the left, to the back and to the head."""
+    data = pydicom.Dataset()
+    data.ImageOrientationPatient = list(orientation)
+    assert _orientation(data) == letters
 
 
 def _other_pixels(slices):
@@ -223,8 +253,8 @@ def test_malformed_uid_root_is_rejected(root):
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dsrdump is not installed (Debian: dcmtk)")
 def test_validators_find_no_error(imported, prediction, origin, tmp_path):
     """The validators dciodvfy and dsrdump accept both objects; a planted fault is found by both."""
-    _, report, _ = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
-    for name in (REPORT_FILE, SEGMENTATION_FILE):
+    _, report, *_ = _written(prediction, imported.case, imported.series, origin, tmp_path / "out")
+    for name in (REPORT_FILE, SEGMENTATION_FILE, CAPTURE_FILE):
         assert _errors(tmp_path / "out" / name) == []
     assert subprocess.run(["dsrdump", tmp_path / "out" / REPORT_FILE], capture_output=True, check=False).returncode == 0
     report.ContentSequence[0].ValueType = "WRONG"
