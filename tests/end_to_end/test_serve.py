@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from factories.cases import write_case
+from factories.planted_faults import reseal
 from factories.service import INFER, binary_request, files_of, form
 from factories.tmi_command import tmi
 from factories.triton_client import call_server, make_environment
@@ -127,6 +129,41 @@ def test_term_under_load_loses_no_accepted_request(nano_bundle, tmp_path):
         assert "Secret" not in str(running.log)
         with pytest.raises(OSError, match="refused"):
             send(port, body, size)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no SIGHUP")
+def test_hangup_loads_the_bundle_again(nano_bundle, tmp_path):
+    """SIGHUP swaps the bundle that was put in the folder, and rejects one that is damaged; the service goes on."""
+    copy = Path(shutil.copytree(nano_bundle, tmp_path / "copy"))
+    reseal(copy, created="2026-02-03T04:05:06+00:00")
+    place = tmp_path / "current"
+
+    def put(bundle: Path) -> None:
+        (tmp_path / "new").symlink_to(bundle)
+        (tmp_path / "new").replace(place)
+
+    def loads(running: Server) -> list[object]:
+        return [record["outcome"] for record in running.log if record.get("event") == "load"]
+
+    def hang_up(running: Server, outcomes: list[object]) -> None:
+        running.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 60
+        while loads(running) != outcomes:
+            assert time.monotonic() < end, running.log
+            time.sleep(0.05)
+
+    put(nano_bundle)
+    with server(place) as running:
+        put(copy)
+        hang_up(running, ["swapped"])
+        put(tmp_path / "absent")
+        hang_up(running, ["swapped", "rejected"])
+        inputs = files_of(write_case(tmp_path / "P1", seed=1))
+        body, size = binary_request(inputs)
+        assert send(running.port, body, size)[0] == 200
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end() == 0
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from typing import Any
 from tmi.runtime.service.app import build_app
 from tmi.runtime.service.grpc_endpoint import GrpcEndpoint
 from tmi.runtime.service.protocol import BINARY_HEADER
+from tmi.runtime.service.served_model import OpenAgain, ServedModel
 from tmi.runtime.service.server import Listener, bind
 from tmi.runtime.service.service import PredictionService, ServiceSettings
 from tmi.runtime.serving.predictor import Predictor
@@ -98,6 +99,7 @@ def running_service(
     *,
     predict: Callable[..., Iterator[Any]] | None = None,
     on_listening: Callable[[int], None] = lambda port: None,
+    open_again: OpenAgain | None = None,
     over_grpc: bool = False,
     grpc_tls: tuple[Path, Path, Path | None] | None = None,
     **settings: Any,
@@ -110,18 +112,18 @@ def running_service(
     def exact(cases: Sequence[Any]) -> Iterator[Any]:
         return predictor.stream(cases, exact=True)
 
-    service = PredictionService(
-        predictor.bundle,
-        predictor.engine_record,
-        predict or exact,
-        settings=ServiceSettings(**settings),
-        version="1.2.3",
-    )
     log: list[dict[str, Any]] = []
 
     def record(level: str, fields: Mapping[str, Any]) -> None:
         log.append({"level": level, **fields})
 
+    service = PredictionService(
+        ServedModel(bundle=predictor.bundle, engine=predictor.engine_record, predict=predict or exact),
+        settings=ServiceSettings(**settings),
+        version="1.2.3",
+        open_again=open_again,
+        log=record,
+    )
     endpoint = GrpcEndpoint(service, log=record, bound=bind("127.0.0.1", 0), tls=grpc_tls) if over_grpc else None
     listener = Listener(build_app(service, log=record), service, grpc=endpoint)
     bound = bind("127.0.0.1", 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from socket import socket
     from ssl import SSLContext
 
+    from tmi.runtime.bundle.reader import Bundle
+    from tmi.runtime.service.served_model import OpenAgain
     from tmi.runtime.service.service import ServiceSettings
     from tmi.runtime.serving.predictor import Predictor
 
@@ -90,7 +94,8 @@ def serve(
     """Serve predictions of a bundle over HTTP and gRPC (Open Inference Protocol v2). For research use only.
 
     Cases stay in memory. SIGTERM and Ctrl-C end the service when accepted requests have their responses (exit code 0);
-    a second signal ends it at once (exit code 130). --log-json logs each request as one JSON object.
+    a second signal ends it at once (exit code 130). SIGHUP, where no terminal is the input, loads the bundle again and
+    swaps it if it passes every check. --log-json logs each request as one JSON object.
 
     Examples:
 
@@ -101,6 +106,7 @@ def serve(
     import uvicorn  # noqa: F401 - a missing extra is reported before the bundle is opened
 
     from tmi.runtime.service.access import read_token
+    from tmi.runtime.service.served_model import open_replacement
     from tmi.runtime.service.server import LOOPBACK, bind, tls_context
     from tmi.runtime.service.service import ServiceSettings
     from tmi.runtime.serving.predictor import Predictor
@@ -139,7 +145,17 @@ def serve(
             trust_level=trust_level,
             log=partial(echo, err=True),
         ) as predictor:
-            _run(predictor, bound, address, grpc_bound, settings=settings, tls=tls, grpc_tls=grpc_tls)
+            open_predictor = partial(_open_predictor, threads=threads, trust_level=trust_level)
+            open_again = partial(open_replacement, bundle, key, open_predictor)
+            _run(predictor, open_again, bound, address, grpc_bound, settings=settings, tls=tls, grpc_tls=grpc_tls)
+
+
+def _open_predictor(bundle: Bundle, engine: str, *, threads: int | None, trust_level: float | None) -> Predictor:
+    """Open a bundle that takes the place of the running one, on the same engine."""
+    from tmi.runtime.serving.predictor import Predictor
+
+    log = partial(echo, err=True)
+    return Predictor.open(bundle, engine=engine, threads=threads, trust_level=trust_level, log=log)
 
 
 def _netloc(host: str) -> str:
@@ -159,6 +175,7 @@ def _warn_of_open_access(host: str, *, has_token: bool, has_tls: bool) -> None:
 
 def _run(
     predictor: Predictor,
+    open_again: OpenAgain,
     bound: socket,
     address: str,
     grpc_bound: socket | None,
@@ -171,20 +188,33 @@ def _run(
     from importlib.metadata import version
 
     from tmi.runtime.service.app import build_app
+    from tmi.runtime.service.served_model import ServedModel
     from tmi.runtime.service.server import Listener
     from tmi.runtime.service.service import PredictionService
 
     record, bundle = predictor.engine_record, predictor.bundle
     echo(f"engine {record.name} in {record.precision} ({record.reason})", err=True)
-    predict = partial(predictor.stream, exact=True)
-    service = PredictionService(bundle, record, predict, settings=settings, version=version("tmi-clnet"))
+    service = PredictionService(
+        ServedModel.of_predictor(predictor),
+        settings=settings,
+        version=version("tmi-clnet"),
+        open_again=open_again,
+        log=_log,
+    )
     app = build_app(service, log=_log)
     grpc = None
     if grpc_bound is not None:
         from tmi.runtime.service.grpc_endpoint import GrpcEndpoint
 
         grpc = GrpcEndpoint(service, log=_log, bound=grpc_bound, tls=grpc_tls)
-    listener = Listener(app, service, tls=tls, grpc=grpc, on_second_signal=lambda: os._exit(INTERRUPTED))
+    listener = Listener(
+        app,
+        service,
+        tls=tls,
+        grpc=grpc,
+        on_second_signal=lambda: os._exit(INTERRUPTED),
+        load_on_hangup=hasattr(signal, "SIGHUP") and not sys.stdin.isatty(),
+    )
     over_grpc = "" if grpc is None else f", and over gRPC at {grpc.address}"
     announce = partial(
         echo,

@@ -21,8 +21,8 @@ from starlette.types import Message, Receive, Scope, Send
 from tmi.runtime.service.access import foreign_request, missing_token
 from tmi.runtime.service.metrics import CONTENT_TYPE
 from tmi.runtime.service.outputs import MODEL, MODEL_VERSION
-from tmi.runtime.service.protocol import BINARY_HEADER, parse_request, write_response
-from tmi.runtime.service.request_errors import REJECTED, RequestError, bad_request
+from tmi.runtime.service.protocol import BINARY_HEADER, parse_object, parse_request, write_response
+from tmi.runtime.service.request_errors import REJECTED, RequestError, bad_request, no_load_parameters
 from tmi.runtime.service.request_log import LogRecord, ObservedRequest
 from tmi.runtime.service.service import EXTENSIONS, PredictionService
 from tmi.runtime.service.uploads import IMAGES, case_of_form, case_of_tensors
@@ -32,6 +32,9 @@ from tmi.toolkit.errors import InputRejectedError
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no token."""
 OK, FAILED = 200, 500
+REPOSITORY_INDEX, LOAD = "/v2/repository/index", f"/v2/repository/models/{MODEL}/load"
+REPOSITORY_BYTES = 2**16
+"""Largest body of a request for the repository."""
 MODEL_PATHS = (f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/{MODEL_VERSION}")
 
 
@@ -46,6 +49,8 @@ def build_app(service: PredictionService, *, log: LogRecord) -> ObservedApp:
         *(Route(f"{path}/ready", handlers.ready) for path in MODEL_PATHS),
         *(Route(f"{path}/infer", handlers.infer, methods=["POST"]) for path in MODEL_PATHS),
         Route("/cases", handlers.cases, methods=["POST"]),
+        Route(REPOSITORY_INDEX, handlers.repository_index, methods=["POST"]),
+        Route(LOAD, handlers.load, methods=["POST"]),
         Route("/metrics", handlers.metrics),
     ]
     app = Starlette(
@@ -143,11 +148,11 @@ class _Handlers:
             del body
             self._service.require_outputs(inference)
             case = await asyncio.to_thread(case_of_tensors, inference)
-            result = await self._service.predict(case, deadline=deadline, gone=_gone(request))
-            if not isinstance(result, Prediction):
-                return _rejected(request, result)
+            served = await self._service.predict(case, deadline=deadline, gone=_gone(request))
+            if not isinstance(served.result, Prediction):
+                return _rejected(request, served.result)
             head = {"model_name": MODEL, "model_version": MODEL_VERSION}
-            data, headers = write_response(head, self._service.tensors(result), inference)
+            data, headers = write_response(head, self._service.tensors(served), inference)
             return Response(data, headers=headers)
 
         return await self._admitted(request, predict)
@@ -158,11 +163,11 @@ class _Handlers:
         async def predict(body: bytes, deadline: float) -> Response:
             case = await asyncio.to_thread(case_of_form, content_type, body)
             del body
-            result = await self._service.predict(case, deadline=deadline, gone=_gone(request))
-            if isinstance(result, RejectedCase):
-                request.scope["outcome"]["code"] = result.code
-            status = OK if isinstance(result, Prediction) else REJECTED
-            return Response(self._service.document(result), status_code=status, media_type="application/json")
+            served = await self._service.predict(case, deadline=deadline, gone=_gone(request))
+            if isinstance(served.result, RejectedCase):
+                request.scope["outcome"]["code"] = served.result.code
+            status = OK if isinstance(served.result, Prediction) else REJECTED
+            return Response(self._service.document(served), status_code=status, media_type="application/json")
 
         return await self._admitted(request, predict)
 
@@ -172,20 +177,37 @@ class _Handlers:
         self._service.admit()
         try:
             # No name here holds the body: the prediction frees it as soon as the case is made of it.
-            response: Response = await predict(await self._body(request, deadline), deadline)
+            body_limit = self._service.settings.max_request_bytes
+            response: Response = await predict(await self._body(request, deadline, body_limit), deadline)
             return response
         finally:
             self._service.leave()
 
-    async def _body(self, request: Request, deadline: float) -> bytes:
+    async def repository_index(self, request: Request) -> Response:
+        only_ready = (await self._repository_request(request)).get("ready", False)
+        return JSONResponse(self._service.repository_index(only_ready=only_ready is True))
+
+    async def load(self, request: Request) -> Response:
+        if (await self._repository_request(request)).get("parameters"):
+            raise no_load_parameters()
+        swapped = await self._service.load()
+        head = {"model_name": MODEL, "model_version": MODEL_VERSION}
+        return JSONResponse({**head, "bundle": self._service.bundle.digest, "swapped": swapped})
+
+    async def _repository_request(self, request: Request) -> dict[str, Any]:
+        deadline = monotonic() + self._service.settings.timeout_s
+        body = await self._body(request, deadline, REPOSITORY_BYTES)
+        return parse_object(body) if body else {}
+
+    async def _body(self, request: Request, deadline: float, limit: int) -> bytes:
         settings = self._service.settings
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError(
                 "encoding-unsupported", "the body is compressed", fix="send it as it is: its images are compressed"
             )
         length = _length(request.headers.get("content-length"), "content-length")
-        if length is not None and length > settings.max_request_bytes:
-            raise _too_large(settings.max_request_bytes)
+        if length is not None and length > limit:
+            raise _too_large(limit)
         body = bytearray()
         while True:
             seconds = min(settings.idle_s, deadline - monotonic())
@@ -198,8 +220,8 @@ class _Handlers:
             if message["type"] == "http.disconnect":
                 raise RequestError("client-gone", "the client closed the connection", fix="send the whole request")
             body += message.get("body", b"")
-            if len(body) > settings.max_request_bytes:
-                raise _too_large(settings.max_request_bytes)
+            if len(body) > limit:
+                raise _too_large(limit)
             if not message.get("more_body", False):
                 request.scope["outcome"]["bytes"] = len(body)
                 return bytes(body)

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Generic, TypeVar
 
-from tmi.runtime.serving.results import CaseResult
 from tmi.toolkit.cases.case import Case
+
+R = TypeVar("R")
+"""Result of a case."""
 
 
 class DeadlineError(Exception):
@@ -23,18 +26,18 @@ class DeadlineError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CaseJob:
+class CaseJob(Generic[R]):
     """A case that waits for its prediction."""
 
     case: Case
     """The case."""
     deadline: float
     """Time of `monotonic` after which nobody waits for the result."""
-    future: Future[CaseResult] = field(default_factory=Future)
+    future: Future[R] = field(default_factory=Future)
     """The result, or the error; cancel it if nobody waits any more."""
 
 
-class CaseQueue:
+class CaseQueue(Generic[R]):
     """Queue with one worker thread.
 
     Args:
@@ -46,7 +49,7 @@ class CaseQueue:
 
     def __init__(
         self,
-        predict: Callable[[Sequence[Case]], Iterator[CaseResult]],
+        predict: Callable[[Sequence[Case]], Iterator[R]],
         *,
         max_batch: int = 1,
         max_delay_s: float = 0.0,
@@ -54,7 +57,8 @@ class CaseQueue:
     ) -> None:
         self._predict_cases, self._max_batch, self._max_delay_s = predict, max_batch, max_delay_s
         self._on_batch = on_batch
-        self._jobs: deque[CaseJob] = deque()
+        self._jobs: deque[CaseJob[R]] = deque()
+        self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._worker = threading.Thread(target=self._run, name="predict", daemon=True)
@@ -70,7 +74,7 @@ class CaseQueue:
         """Number of cases whose prediction has not begun."""
         return len(self._jobs)
 
-    def submit(self, case: Case, *, deadline: float) -> Future[CaseResult]:
+    def submit(self, case: Case, *, deadline: float) -> Future[R]:
         """Append a case.
 
         Args:
@@ -83,7 +87,7 @@ class CaseQueue:
         Raises:
             RuntimeError: the queue is closed.
         """
-        job = CaseJob(case=case, deadline=deadline)
+        job: CaseJob[R] = CaseJob(case=case, deadline=deadline)
         job.future.add_done_callback(self._drop_cancelled)
         with self._changed:
             if self._closing:
@@ -92,6 +96,20 @@ class CaseQueue:
             self._changed.notify()
         return job.future
 
+    def between_batches(self, call: Callable[[], None]) -> Future[None]:
+        """Call a function in the worker thread before the next batch.
+
+        Raises:
+            RuntimeError: the queue is closed.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the queue is closed")
+            self._calls.append((call, done))
+            self._changed.notify()
+        return done
+
     def close(self) -> None:
         """Predict what waits, then end the worker."""
         with self._changed:
@@ -99,7 +117,7 @@ class CaseQueue:
             self._changed.notify()
         self._worker.join()
 
-    def _drop_cancelled(self, future: Future[CaseResult]) -> None:
+    def _drop_cancelled(self, future: Future[R]) -> None:
         """Free the case of a cancelled future: its place is given to another case at once."""
         if future.cancelled():
             with self._changed:
@@ -112,6 +130,8 @@ class CaseQueue:
     def _turn(self) -> bool:
         """Predict one batch; return False if the queue is closed and empty."""
         group = self._next_group()
+        while self._calls:
+            _run_call(*self._calls.popleft())
         if group is None:
             return False
         running = [job for job in group if _begin(job)]
@@ -120,14 +140,17 @@ class CaseQueue:
             self._predict(running)
         return True
 
-    def _next_group(self) -> list[CaseJob] | None:
+    def _next_group(self) -> list[CaseJob[R]] | None:
+        """Cases of the next batch, none if a call comes first; None: the queue is closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closing)
+            self._changed.wait_for(lambda: self._jobs or self._calls or self._closing)
             if not self._jobs:
-                return None
-            self._changed.wait_for(lambda: len(self._jobs) >= self._max_batch or self._closing, self._max_delay_s)
-            group: dict[str, CaseJob] = {}
-            left: list[CaseJob] = []
+                return [] if self._calls else None
+            self._changed.wait_for(
+                lambda: len(self._jobs) >= self._max_batch or self._calls or self._closing, self._max_delay_s
+            )
+            group: dict[str, CaseJob[R]] = {}
+            left: list[CaseJob[R]] = []
             while self._jobs and len(group) < self._max_batch:
                 job = self._jobs.popleft()
                 # Case ids distinguish results: a second case of the same id waits for the next batch.
@@ -136,7 +159,7 @@ class CaseQueue:
             self._jobs.extendleft(reversed(left))
             return list(group.values())
 
-    def _predict(self, jobs: Sequence[CaseJob]) -> None:
+    def _predict(self, jobs: Sequence[CaseJob[R]]) -> None:
         waiting = deque(jobs)
         failure: Exception = RuntimeError("the prediction ended before the result of this case")
         try:
@@ -150,7 +173,16 @@ class CaseQueue:
             self._predict([job])
 
 
-def _begin(job: CaseJob) -> bool:
+def _run_call(call: Callable[[], None], done: Future[None]) -> None:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - the caller gets it; the worker must serve the next case
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+def _begin(job: CaseJob[R]) -> bool:
     """Whether somebody still waits for a job."""
     if not job.future.set_running_or_notify_cancel():
         return False

@@ -27,7 +27,7 @@ from tmi.runtime.service.grpc_messages import (
     write_infer_response,
 )
 from tmi.runtime.service.outputs import MODEL, MODEL_VERSION
-from tmi.runtime.service.request_errors import RequestError
+from tmi.runtime.service.request_errors import RequestError, no_load_parameters
 from tmi.runtime.service.request_log import LogRecord, ObservedRequest
 from tmi.runtime.service.service import EXTENSIONS, PredictionService
 from tmi.runtime.service.uploads import case_of_tensors
@@ -43,6 +43,8 @@ STATUS_OF: Mapping[str, grpc.StatusCode] = MappingProxyType(
         "bad-request": grpc.StatusCode.INVALID_ARGUMENT,
         "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
         "not-found": grpc.StatusCode.NOT_FOUND,
+        "load-running": grpc.StatusCode.ABORTED,
+        "bundle-rejected": grpc.StatusCode.FAILED_PRECONDITION,
         "body-timeout": grpc.StatusCode.DEADLINE_EXCEEDED,
         "queue-full": grpc.StatusCode.UNAVAILABLE,
         "client-gone": grpc.StatusCode.CANCELLED,
@@ -116,6 +118,8 @@ class GrpcEndpoint:
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
             "ModelInfer": self._infer,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._repository_load,
         }
         # On the wire a call with one message is a stream of one: so the handler decides when the message is read.
         handlers = {
@@ -187,9 +191,25 @@ class GrpcEndpoint:
         fields = self._service.metadata()
         return _message("ModelMetadataResponse", **{k: v for k, v in fields.items() if k != "parameters"})
 
-    async def _require_model(self, call: _Call, kind: str) -> None:
+    async def _repository_index(self, call: _Call) -> bytes:
+        request = await self._small_message(call, "RepositoryIndexRequest")
+        models = self._service.repository_index(only_ready=request.ready)
+        return _message("RepositoryIndexResponse", models=[message_type("ModelIndex")(**entry) for entry in models])
+
+    async def _repository_load(self, call: _Call) -> bytes:
+        request = await self._small_message(call, "RepositoryModelLoadRequest")
+        require_model(request.model_name, "", known=(MODEL, MODEL_VERSION))
+        if request.parameters:
+            raise no_load_parameters()
+        await self._service.load()
+        return _message("RepositoryModelLoadResponse")
+
+    async def _small_message(self, call: _Call, kind: str) -> Any:
         async with self._readers:
-            request = read_message(kind, await call.read(monotonic() + self._service.settings.timeout_s))
+            return read_message(kind, await call.read(monotonic() + self._service.settings.timeout_s))
+
+    async def _require_model(self, call: _Call, kind: str) -> None:
+        request = await self._small_message(call, kind)
         require_model(request.name, request.version, known=(MODEL, MODEL_VERSION))
 
     async def _infer(self, call: _Call) -> bytes:
@@ -203,11 +223,11 @@ class GrpcEndpoint:
             self._service.require_outputs(request)
             case = await asyncio.to_thread(case_of_tensors, request)
             never: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # gRPC cancels this call instead
-            result = await self._service.predict(case, deadline=deadline, gone=never)
-            if not isinstance(result, Prediction):
-                raise result.to_error()
+            served = await self._service.predict(case, deadline=deadline, gone=never)
+            if not isinstance(served.result, Prediction):
+                raise served.result.to_error()
             head = {"model_name": MODEL, "model_version": MODEL_VERSION}
-            return write_infer_response(head, self._service.tensors(result), request)
+            return write_infer_response(head, self._service.tensors(served), request)
         finally:
             self._service.leave()
 

@@ -1,6 +1,7 @@
 """Messages of the Open Inference Protocol over gRPC: tensors of a request, and a response.
 
-The message types are those of the protocol's `open_inference_grpc.proto` (Apache-2.0), built from a table: no generated
+The message types are those of the protocol's `open_inference_grpc.proto` (Apache-2.0) and of its model repository
+extension, as NVIDIA's clients send them, built from a table: no generated
 code that fits one version of protobuf only. Responses hold raw data, which NVIDIA's client reads alone.
 """
 
@@ -62,6 +63,12 @@ _MESSAGES: Mapping[str, str] = MappingProxyType(
             "string model_name, string model_version, string id, InferParameter@ parameters, "
             "InferOutputTensor* outputs, bytes* raw_output_contents"
         ),
+        "RepositoryIndexRequest": "string repository_name, bool ready",
+        "ModelIndex": "string name, string version, string state, string reason",
+        "RepositoryIndexResponse": "ModelIndex* models",
+        "ModelRepositoryParameter": "bool? bool_param, int64? int64_param, string? string_param, bytes? bytes_param",
+        "RepositoryModelLoadRequest": "string repository_name, string model_name, ModelRepositoryParameter@ parameters",
+        "RepositoryModelLoadResponse": "",
     }
 )
 """Message -> its fields, whose numbers count from 1. `*`: repeated; `?`: one of them; `@`: map from string."""
@@ -82,7 +89,7 @@ def _pool() -> Any:
         message = file.message_type.add(name=name)
         if "?" in fields:
             message.oneof_decl.add(name="parameter_choice")
-        for number, field in enumerate(fields.split(", "), start=1):
+        for number, field in enumerate(fields.split(", ") if fields else (), start=1):
             _add_field(message, number, *field.split(" "))
     pool.Add(file)
     return pool

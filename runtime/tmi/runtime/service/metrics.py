@@ -22,13 +22,12 @@ class ServiceMetrics:
     """Counters and histograms of one service.
 
     Args:
-        bundle: the bundle.
-        engine: record of its engine.
         version: version of this package.
         waiting: returns the number of cases that wait.
     """
 
-    def __init__(self, bundle: Bundle, engine: EngineRecord, *, version: str, waiting: Callable[[], int]) -> None:
+    def __init__(self, *, version: str, waiting: Callable[[], int]) -> None:
+        self._version = version
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -46,15 +45,28 @@ class ServiceMetrics:
         self._warnings = Counter("tmi_warnings", "Warnings of predictions, by code.", ["code"], registry=registry)
         queue = Gauge("tmi_queue_cases", "Cases that wait for their prediction.", registry=registry)
         queue.set_function(waiting)
-        info = Gauge(
+        self._loads = Counter(
+            "tmi_bundle_loads", "Loads of a bundle while the service runs, by outcome.", ["outcome"], registry=registry
+        )
+        self._info = Gauge(
             "tmi_info",
             "Always 1.",
             ["version", "bundle", "preset", "engine", "precision", "threads"],
             registry=registry,
         )
-        info.labels(
-            version, bundle.digest, bundle.manifest.preset, engine.name, engine.precision, str(engine.threads)
-        ).set(1)
+        self._model: tuple[str, ...] | None = None
+
+    def set_model(self, bundle: Bundle, engine: EngineRecord) -> None:
+        """State the bundle that predicts from now on, and its engine."""
+        facts = (bundle.digest, bundle.manifest.preset, engine.name, engine.precision, str(engine.threads))
+        before, self._model = self._model, (self._version, *facts)
+        if before is not None:
+            self._info.remove(*before)
+        self._info.labels(*self._model).set(1)
+
+    def count_load(self, outcome: str) -> None:
+        """Count a load: `swapped`, `unchanged`, `rejected` by a check, or `failed`."""
+        self._loads.labels(outcome).inc()
 
     def count_request(self, route: str, status: int | str, code: str, seconds: float) -> None:
         """Count a finished request."""

@@ -80,7 +80,7 @@ def parse_request(body: bytes, *, json_bytes: int | None, base64_names: Sequence
             "Inference-Header-Content-Length is not the length of a part of the body", fix="give the bytes of the JSON"
         )
     binary = memoryview(b"" if json_bytes is None else body)[json_bytes or 0 :]
-    document = _document(body if json_bytes is None else body[:json_bytes])
+    document = parse_object(body if json_bytes is None else body[:json_bytes])
     parameters = _object(document, "parameters")
     inputs: dict[str, Tensor] = {}
     for entry in _objects(document, "inputs"):
@@ -104,7 +104,12 @@ def parse_request(body: bytes, *, json_bytes: int | None, base64_names: Sequence
     )
 
 
-def _document(data: bytes) -> dict[str, Any]:
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        RequestError: it is none.
+    """
     try:
         document = parse_json(data)
     except DocumentError as error:

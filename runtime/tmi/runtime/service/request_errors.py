@@ -21,6 +21,8 @@ STATUS_OF: Mapping[str, int] = MappingProxyType(
         "not-found": 404,
         "method-not-allowed": 405,
         "body-timeout": 408,
+        "load-running": 409,
+        "bundle-rejected": 409,
         "too-large": 413,
         "encoding-unsupported": 415,
         "queue-full": 429,
@@ -56,3 +58,8 @@ class RequestError(Exception):
 def bad_request(what: str, *, fix: str) -> RequestError:
     """Return the error of a request that does not follow the protocol."""
     return RequestError("bad-request", what, fix=fix)
+
+
+def no_load_parameters() -> RequestError:
+    """Return the error of a load that would set where the bundle comes from, or how it is read."""
+    return bad_request("a load takes no parameters", fix="replace the bundle in the service's folder, then load it")

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tmi.runtime.service.app import ObservedApp
+from tmi.runtime.service.request_errors import RequestError
 from tmi.runtime.service.service import PredictionService
 from tmi.toolkit.errors import UsageError
 
@@ -85,6 +86,7 @@ class Listener(uvicorn.Server):
         tls: TLS settings; None: plain HTTP.
         grpc: serves over gRPC beside HTTP; None: HTTP alone.
         on_second_signal: called by a second signal.
+        load_on_hangup: whether SIGHUP loads the bundle again; False: it ends the process, as a terminal's should.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Listener(uvicorn.Server):
         tls: ssl.SSLContext | None = None,
         grpc: GrpcEndpoint | None = None,
         on_second_signal: Callable[[], None] = lambda: None,
+        load_on_hangup: bool = False,
     ) -> None:
         idle_s = service.settings.idle_s
 
@@ -148,6 +151,9 @@ class Listener(uvicorn.Server):
         )
         self._service, self._grpc, self._on_second_signal = service, grpc, on_second_signal
         self._on_listening: Callable[[], None] = lambda: None
+        self._load_on_hangup = load_on_hangup
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._load: asyncio.Task[None] | None = None
 
     def serve_on(self, bound: socket.socket, *, on_listening: Callable[[], None] = lambda: None) -> None:
         """Serve until a signal or `drain`; returns when every accepted request has its response.
@@ -162,6 +168,7 @@ class Listener(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then call `on_listening`: a client that is started by its message must not be rejected."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         if self._grpc is not None:
             await self._grpc.start()
@@ -183,15 +190,30 @@ class Listener(uvicorn.Server):
             self._on_second_signal()
         self.drain()
 
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Load the bundle again in the event loop."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._begin_load)
+
+    def _begin_load(self) -> None:
+        self._load = asyncio.create_task(self._load_again())
+
+    async def _load_again(self) -> None:
+        with suppress(RequestError):  # the service logs and counts it
+            await self._service.load()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals meanwhile; they are not raised again at the end, so that the exit code is 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        handlers = dict.fromkeys(SIGNALS, self.handle_exit)
+        if self._load_on_hangup:
+            handlers[signal.SIGHUP] = self.handle_hangup
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, earlier in before.items():
+                signal.signal(number, earlier)

@@ -17,6 +17,8 @@ from tmi.runtime import Prediction
 from tmi.runtime.service.protocol import BINARY_HEADER
 from tmi.toolkit.radiomics.table import read_table
 
+EXTENSIONS = ["binary_tensor_data", "model_repository"]
+
 
 @pytest.fixture(scope="module")
 def expected(nano_predictor, good_cases) -> dict[str, Prediction]:
@@ -38,7 +40,7 @@ def test_service_is_announced_once_clients_can_connect(nano_predictor):
 
 def test_health_and_metadata(client, nano_predictor):
     """Health, name, version and metadata follow the protocol, under the model and under its version."""
-    assert client("/v2").json == {"name": "tmi", "version": "1.2.3", "extensions": ["binary_tensor_data"]}
+    assert client("/v2").json == {"name": "tmi", "version": "1.2.3", "extensions": EXTENSIONS}
     assert client("/v2/health/live").json == {"live": True}
     assert client("/v2/health/ready").json["ready"] is True
     for path in ("/v2/models/tmi", "/v2/models/tmi/versions/1"):
