@@ -208,8 +208,10 @@ PUBLIC_NAMES = {
         render sample_body
     """,
     "tmi.toolkit.trust": """
-        FoldTrust GEOMETRY_SIZE JOINT PartStatistics TRUST_LEVEL Trust assess case_parts require_level smallest_p_value
-        volume_statistics
+        COVERAGE DRIFT_LEVEL Drift FoldTrust GEOMETRY_SIZE JOINT MIN_COHORT NumberDrift PartStatistics PredictionSet
+        Summary TRUST_LEVEL Trust assess can_be_given case_parts class_scores compare_cohort join largest_coverage
+        monitored_numbers prediction_set require_coverage require_level set_sentence set_text smallest_p_value
+        summarise volume_statistics
     """,
     "tmi.training.cli": "",
     "tmi.training.comparison": """
@@ -226,7 +228,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.training.evaluation": """
         EncoderFeatures METRICS Predictions SYNTHETIC TITLES aggregate_folds binary_metrics calibrate
-        criterion selected_epoch encoder_features fit_trust
+        conformal_scores criterion encoder_features fit_trust fitted_calibration fold_summary selected_epoch
         estimator_features fit_threshold format_metric is_calibrated load_fold_network optimism_note
         pool_folds positive_class_probability positive_probability predict_cases predict_estimator
         predict_fold predict_logits read_predictions write_fold_report write_summary write_trust
@@ -236,8 +238,8 @@ PUBLIC_NAMES = {
         holm_correction interval mcnemar_test precision_recall reliability roc weighted_metrics
     """,
     "tmi.training.leakage_audit": """
-        AuditResult audit_calibration audit_cohort audit_folder limits not_checked replay_fold replay_weights
-        require_same_cohort scratch_store select_folds
+        AuditResult audit_calibration audit_cohort audit_folder check_conformal limits not_checked replay_fold
+        replay_weights require_same_cohort scratch_store select_folds
     """,
     "tmi.toolkit.radiomics.formulas": """
         cooccurrence_features dependence_features measure_mesh run_length_features shape_features

@@ -63,7 +63,7 @@ def bundled_trust(bundle: Bundle) -> tuple[FoldTrust, ...]:
         widths["image.encoder"] = feature_width(manifest.config, "image")
     if manifest.uses("clinical"):
         widths["clinical.encoder"] = feature_width(manifest.config, "clinical")
-        widths["clinical.values"] = len(bundled_schema(bundle).fields)
+        widths["clinical.values"] = widths["clinical.pattern"] = len(bundled_schema(bundle).fields)
     if manifest.uses("radiomics"):
         widths["radiomics.features"] = N_RADIOMICS
     folds = []
@@ -72,6 +72,8 @@ def bundled_trust(bundle: Bundle) -> tuple[FoldTrust, ...]:
         found = FoldTrust.load(path, fold=fold.fold, data=bundle.read(path, max_bytes=DOCUMENT_BYTES))
         _require_network(found, widths, name)
         folds.append(found)
+    if any({*fold.conformal} not in (set(), {*manifest.classes}) for fold in folds):
+        raise DamagedError("bundle: its calibration scores are of other classes", fix="export it again")
     if sum(fold.held_out for fold in folds) != manifest.trust.cases:
         raise DamagedError("bundle: its trust statistics are of another number of cases", fix="export it again")
     return tuple(folds)

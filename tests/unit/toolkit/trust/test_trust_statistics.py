@@ -11,7 +11,16 @@ import pytest
 from factories.nano import nano
 from factories.trust import random_trust
 from tmi.toolkit.errors import DamagedError, UsageError
-from tmi.toolkit.trust import FoldTrust, PartStatistics, assess, case_parts, require_level, volume_statistics
+from tmi.toolkit.trust import (
+    FoldTrust,
+    PartStatistics,
+    assess,
+    case_parts,
+    require_level,
+    summarise,
+    volume_statistics,
+)
+from tmi.training.evaluation.trust_fitting import fit_part
 
 
 def test_distance_is_mahalanobis():
@@ -73,7 +82,7 @@ def test_statistics_of_another_fold_are_rejected(tmp_path):
     [
         lambda data: b"",
         lambda data: data[:-9],
-        lambda data: data.replace(b"tmi-trust/1", b"tmi-trust/9"),
+        lambda data: data.replace(b"tmi-trust/2", b"tmi-trust/9"),
         lambda data: data.replace(b"image.encoder.mean", b"image.encoder.neam"),
         lambda data: data[:-8] + np.array([np.nan]).tobytes(),
     ],
@@ -155,3 +164,36 @@ def test_score_of_a_modality_is_its_strangest_part():
     only = trust.scores({"radiomics.clipped": np.array([[0.5]])})
     assert set(only) == {"radiomics", "joint"}
     assert replace(trust, calibration={"joint": np.zeros(3)}).held_out == 3
+
+
+def test_file_holds_calibration_scores_and_deciles(tmp_path):
+    """Scores of the prediction sets and the summary are read as they were written; a file without them has none."""
+    plain = random_trust(nano(), 0)
+    summary = summarise({"clinical.age": np.array([40.0, 50.0, np.nan]), "prediction.bad": np.array([0.1, 0.2, 0.9])})
+    replace(plain, conformal={"bad": np.array([2.0, 1.0]), "good": np.array([0.5])}, summary=summary).save(
+        tmp_path / "t"
+    )
+    read = FoldTrust.load(tmp_path / "t", fold=0)
+    assert {name: values.tolist() for name, values in read.conformal.items()} == {"bad": [1.0, 2.0], "good": [0.5]}
+    assert read.summary.names == summary.names
+    assert np.array_equal(read.summary.edges_SE, summary.edges_SE)
+    plain.save(tmp_path / "plain")
+    data = (tmp_path / "plain").read_bytes().replace(b"tmi-trust/2", b"tmi-trust/1")
+    (tmp_path / "plain").write_bytes(data)
+    old = FoldTrust.load(tmp_path / "plain", fold=0)
+    assert (old.conformal, old.summary) == ({}, None)
+
+
+def test_pattern_of_missing_fields_finds_what_their_number_does_not():
+    """Half of the fields at random are stranger than a panel of as many fields that is often missing together."""
+    rng = np.random.default_rng(2)
+    missing = np.zeros((60, 40), bool)
+    missing[:, :20] = (rng.uniform(size=60) < 0.2)[:, None]  # a panel
+    missing |= rng.uniform(size=missing.shape) < 0.03
+    panel, half = np.arange(40) < 20, rng.permutation(40) < 20
+    numbers = [np.where(m, np.nan, 1.0) for m in (missing, np.array([panel, half]))]
+    training, new = (case_parts(numbers_NV=n) for n in numbers)
+    parts = {name: fit_part(name, training[name]) for name in ("clinical.missing", "clinical.pattern")}
+    shares, distances = (parts[name].distances(new[name]) for name in parts)
+    assert shares[0] == shares[1]
+    assert distances[1] > 2 * distances[0]

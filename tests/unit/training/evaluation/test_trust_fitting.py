@@ -12,7 +12,14 @@ from factories.nano import nano
 from tmi.toolkit.run_folder import FoldFolder
 from tmi.toolkit.trust import FoldTrust
 from tmi.training.data.fold_dataset import FoldDataset
-from tmi.training.evaluation.trust_fitting import encoder_features, fit_part, fit_trust, write_trust
+from tmi.training.evaluation.prediction_tables import Predictions
+from tmi.training.evaluation.trust_fitting import (
+    conformal_scores,
+    encoder_features,
+    fit_part,
+    fit_trust,
+    write_trust,
+)
 from tmi.training.systems.factory import build_network
 
 
@@ -36,7 +43,7 @@ def test_statistics_are_of_the_training_cases_alone(network):
     arrays = make_arrays(nano().ct.shape_DHW)
     trust = fitted(network, arrays)
     assert set(trust.parts) == {
-        "image.encoder", "image.volume", "clinical.encoder", "clinical.values", "clinical.missing",
+        "image.encoder", "image.volume", "clinical.encoder", "clinical.values", "clinical.missing", "clinical.pattern",
         "radiomics.features", "radiomics.clipped",
     }  # fmt: skip
     assert (trust.fold, trust.fitted_on, trust.held_out) == (SPLIT.fold, len(SPLIT.train), len(SPLIT.test))
@@ -70,10 +77,30 @@ def test_small_fold_has_no_statistics(network, tmp_path):
     files = FoldFolder.of(tmp_path, 0)
     files.folder.mkdir()
     small = replace(SPLIT, train=SPLIT.train[:7])
-    write_trust(network, arrays, FoldDataset(arrays, small, nano(), tokenizer=None), files)
+    options = {"validation": predictions(SPLIT.validation), "test": predictions(SPLIT.test), "temperature": 2.0}
+    write_trust(network, arrays, FoldDataset(arrays, small, nano(), tokenizer=None), files, **options)
     assert not files.trust.exists()
-    write_trust(network, arrays, FoldDataset(arrays, SPLIT, nano(), tokenizer=None), files)
-    assert FoldTrust.load(files.trust, fold=SPLIT.fold).fitted_on == len(SPLIT.train)
+    write_trust(network, arrays, FoldDataset(arrays, SPLIT, nano(), tokenizer=None), files, **options)
+    trust = FoldTrust.load(files.trust, fold=SPLIT.fold)
+    assert trust.fitted_on == len(SPLIT.train)
+    logits, labels = options["validation"].logits_NK / 2.0, options["validation"].labels_N
+    assert trust.conformal["bad"].tolist() == sorted((logits[:, 0] - logits[:, 1])[labels == 1])
+    assert trust.conformal["good"].tolist() == sorted((logits[:, 1] - logits[:, 0])[labels == 0])
+    names = dict(zip(trust.summary.names, trust.summary.counts_S.tolist(), strict=True))
+    assert names["image.mean"] == names["clinical.missing"] == len(SPLIT.train)
+    assert names["prediction.bad"] == names["radiomics.clipped"] == len(SPLIT.test)
+
+
+def predictions(case_ids: tuple[str, ...]) -> Predictions:
+    """Random predictions of alternating classes."""
+    logits = np.random.default_rng(len(case_ids)).normal(size=(len(case_ids), 2))
+    return Predictions(case_ids=case_ids, labels_N=np.arange(len(case_ids)) % 2, logits_NK=logits)
+
+
+def test_released_protocol_has_no_calibration_scores():
+    """Its validation split is the held-out fold, so that its scores would be those of held-out cases."""
+    config = replace(nano(), train=replace(nano().train, protocol="released"))
+    assert conformal_scores(config, predictions(SPLIT.validation), 1.0) == {}
 
 
 def test_shrunk_covariance_is_scikit_learns():

@@ -23,6 +23,7 @@ from tmi.training.data.fold_dataset import FoldDataset
 from tmi.training.evaluation import fold_report, trust_fitting
 from tmi.training.evaluation.calibration import Calibration
 from tmi.training.leakage_audit.cohort_checks import COHORT_CHECKS
+from tmi.training.loop import fold_training
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
 
 
@@ -141,7 +142,24 @@ def plant_trust_on_held_out(patch):
     patch.setattr(trust_fitting, "MIN_CASES", 1)  # this cohort's folds are too small for statistics of their own
 
 
+def plant_conformal_on_held_out(patch):
+    original = trust_fitting.write_trust
+
+    def write(*words, validation, test, temperature):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(trust_fitting, "MIN_CASES", 1)  # this cohort's folds are too small for statistics
+            both = replace(
+                validation,
+                labels_N=np.concatenate([validation.labels_N, test.labels_N]),
+                logits_NK=np.concatenate([validation.logits_NK, test.logits_NK]),
+            )
+            original(*words, validation=both, test=test, temperature=temperature)
+
+    patch.setattr(fold_training, "write_trust", write)
+
+
 LEAKS = {
+    "conformal": (plant_conformal_on_held_out, "are those of held-out cases"),
     "trust": (plant_trust_on_held_out, "they were fitted on the held-out cases too"),
     "patients": (plant_shared_patient, "patient(s) in train and"),
     "scaler": (plant_scaler_on_all, "it was fitted on the whole cohort, held-out cases included"),
@@ -150,8 +168,9 @@ LEAKS = {
     "epoch": (plant_last_epoch, "the lowest recorded loss is that of epoch"),
     "calibration": (plant_threshold, "the inner validation predictions give"),
 }
-FOLLOWS = {"calibration": {"threshold"}}
-"""Checks that fail together with the planted one: the ensemble's threshold depends on the folds' temperatures."""
+FOLLOWS = {"calibration": {"threshold"}, "conformal": {"trust"}}
+"""Checks that fail together with the planted one: the ensemble's threshold depends on the folds' temperatures; a cohort
+that is too small for statistics has none to compare."""
 
 
 @pytest.mark.parametrize("leak", LEAKS)

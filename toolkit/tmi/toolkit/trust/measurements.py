@@ -7,6 +7,7 @@ Each modality has parts, and each part is one vector per case::
     clinical.encoder     features of the fold's text encoder
     clinical.values      numbers of the record, sign(x) log(1 + |x|), NaN where missing
     clinical.missing     share of the schema's fields that are missing
+    clinical.pattern     1 for each field that is missing, else 0
     radiomics.features   features scaled by the fold's scaler
     radiomics.clipped    share of the features outside the range of the fold's training cases
 
@@ -15,10 +16,19 @@ A logarithm makes a value in another unit a shift that does not depend on its si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+VOLUME_NAMES = (
+    *("mean", "deviation", "share_low", "share_high", "quartile_1", "median", "quartile_3"),
+    *(f"{what}_{axis}" for what in ("noise", "asymmetry", "voxels", "mm") for axis in "DHW"),
+)
+"""Names of the numbers of `volume_statistics`."""
+MONITORED_RADIOMICS = ("original_shape", "original_firstorder")
+"""Radiomic features that are monitored for drift start with one of these: size and shape of the liver, and its HU."""
 GEOMETRY_SIZE = 6
 """Numbers of a grid: voxels along D, H, W, and their sizes in mm."""
 SAMPLES = 64
@@ -86,8 +96,38 @@ def case_parts(
     if numbers_NV is not None:
         parts["clinical.values"] = np.sign(numbers_NV) * np.log1p(np.abs(numbers_NV))
         parts["clinical.missing"] = np.isnan(numbers_NV).mean(axis=1, keepdims=True)
+        parts["clinical.pattern"] = np.isnan(numbers_NV).astype(np.float64)
     if radiomics_NR is not None:
         parts["radiomics.features"] = radiomics_NR.astype(np.float64)
     if clipped_NR is not None:
         parts["radiomics.clipped"] = clipped_NR.mean(axis=1, keepdims=True, dtype=np.float64)
     return parts
+
+
+def monitored_numbers(
+    *,
+    volume_NS: Float[np.ndarray, "N S"] | None = None,
+    numbers_NV: Float[np.ndarray, "N V"] | None = None,
+    fields: Sequence[str] = (),
+    radiomics_NF: Float[np.ndarray, "N F"] | None = None,
+    features: Sequence[str] = (),
+) -> dict[str, Float[NDArray[np.float64], "N"]]:
+    """Numbers of some cases that are monitored for drift, by name; NaN where missing.
+
+    Args:
+        volume_NS: statistics of the prepared CTs.
+        numbers_NV: values of the records.
+        fields: names of the fields.
+        radiomics_NF: unscaled features.
+        features: their names.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
+    if volume_NS is not None:
+        found |= {f"image.{name}": volume_NS[:, i] for i, name in enumerate(VOLUME_NAMES)}
+    if numbers_NV is not None:
+        found |= {f"clinical.{name}": numbers_NV[:, i] for i, name in enumerate(fields)}
+        found["clinical.missing"] = np.isnan(numbers_NV).mean(axis=1)
+    if radiomics_NF is not None:
+        chosen = [i for i, name in enumerate(features) if name.startswith(MONITORED_RADIOMICS)]
+        found |= {f"radiomics.{features[i]}": radiomics_NF[:, i] for i in chosen}
+    return {name: np.asarray(values, np.float64) for name, values in found.items()}

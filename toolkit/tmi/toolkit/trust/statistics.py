@@ -10,7 +10,10 @@ D numbers of a part, K principal directions. z = (x - mean) / scale, 0 where x i
 of a fit. The score of a modality is the largest of its parts, the joint score the largest of all. K is at most a
 quarter of the number of training cases, so that no direction is one patient's.
 
-A file holds the statistics and, sorted, the scores of the fold's held-out cases, on which p-values are calibrated.
+A file holds the statistics and, sorted, the scores of the fold's held-out cases, on which p-values are calibrated; the
+sorted scores of its inner validation cases by class, from which sets of classes are made
+(`tmi.toolkit.trust.conformal`); and the deciles of its inputs and predictions (`tmi.toolkit.trust.drift`). Files of
+`tmi-trust/1` lack the last two.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,8 +35,10 @@ from tmi.toolkit.errors import DamagedError, UsageError
 from tmi.toolkit.storage.bounded_files import DOCUMENT_BYTES, read_bytes
 from tmi.toolkit.storage.documents import DocumentError, parse_json
 from tmi.toolkit.storage.serialization import from_json
+from tmi.toolkit.trust.drift import EDGES, Summary
 
-SCHEMA = "tmi-trust/1"
+SCHEMA = "tmi-trust/2"
+OLD_SCHEMAS = ("tmi-trust/1",)
 JOINT = "joint"
 """Name of the joint score among those of the modalities."""
 MAX_Z = 1e6
@@ -85,6 +90,7 @@ class _Header:
     fold: int
     fitted_on: int
     parts: tuple[str, ...]
+    monitored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,10 @@ class FoldTrust:
     """Part, `modality.name`, -> its statistics."""
     calibration: Mapping[str, Float[np.ndarray, " n"]]
     """Modality, or `joint`, -> sorted scores of the fold's held-out cases."""
+    conformal: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    """Class -> sorted scores of its inner validation cases; empty: sets of classes cannot be made."""
+    summary: Summary | None = None
+    """Deciles of the monitored inputs of its training cases and predictions of its held-out cases."""
 
     @property
     def held_out(self) -> int:
@@ -130,7 +140,19 @@ class FoldTrust:
             arrays[f"{name}.numbers"] = np.array([part.residual, part.centre, part.spread])
         for name, scores in self.calibration.items():
             arrays[f"calibration.{name}"] = np.sort(scores.astype(np.float64))
-        header = {"schema": SCHEMA, "fold": self.fold, "fitted_on": self.fitted_on, "parts": list(self.parts)}
+        for name, scores in self.conformal.items():
+            arrays[f"conformal.{name}"] = np.sort(scores.astype(np.float64))
+        header: dict[str, Any] = {
+            "schema": SCHEMA,
+            "fold": self.fold,
+            "fitted_on": self.fitted_on,
+            "parts": list(self.parts),
+        }
+        if self.summary is not None:
+            header["monitored"] = list(self.summary.names)
+            arrays["monitored.edges"] = self.summary.edges_SE.astype(np.float64)
+            arrays["monitored.shares"] = self.summary.shares_SB.astype(np.float64)
+            arrays["monitored.counts"] = self.summary.counts_S.astype(np.int64)
         # one entry: safetensors writes several in an order that changes between processes
         unfinished = path.with_name(f"{path.name}.part")
         unfinished.write_bytes(save(arrays, metadata={"trust": json.dumps(header, sort_keys=True)}))
@@ -154,15 +176,19 @@ class FoldTrust:
             arrays = load(content)  # checks the header, which the next line parses
             header = _header(content)
             parts = {name: _part(arrays, name) for name in header.parts}
-            prefix = "calibration."
-            calibration = {n.removeprefix(prefix): a for n, a in sorted(arrays.items()) if n.startswith(prefix)}
-            found = cls(fold=header.fold, fitted_on=header.fitted_on, parts=parts, calibration=calibration)
+            calibration, conformal = _scores(arrays, "calibration."), _scores(arrays, "conformal.")
+            found = cls(
+                fold=header.fold,
+                fitted_on=header.fitted_on,
+                parts=parts,
+                calibration=calibration,
+                conformal=conformal,
+                summary=_summary(arrays, header.monitored) if header.monitored else None,
+            )
             modalities = {name.partition(".")[0] for name in parts}
             if not parts or {*calibration} != {*modalities, JOINT}:
                 raise ValueError("parts")
             if len({scores.shape for scores in calibration.values()}) != 1 or not found.held_out:
-                raise ValueError("calibration")
-            if not all(np.isfinite(scores).all() for scores in calibration.values()):
                 raise ValueError("calibration")
         except (OSError, SafetensorError, DocumentError, UsageError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"trust statistics {path} are missing or malformed", fix=fix) from error
@@ -179,9 +205,37 @@ def _header(content: bytes) -> _Header:
     """
     size = int.from_bytes(content[:8], "little")
     header = from_json(_Header, parse_json(parse_json(content[8 : 8 + size])["__metadata__"]["trust"].encode()))
-    if header.schema != SCHEMA:
+    if header.schema not in (SCHEMA, *OLD_SCHEMAS):
         raise ValueError(header.schema)
     return header
+
+
+def _scores(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[np.float64]]:
+    """Sorted scores by name.
+
+    Raises:
+        ValueError: they are not finite or not sorted.
+    """
+    found = {name.removeprefix(prefix): a for name, a in sorted(arrays.items()) if name.startswith(prefix)}
+    if not all(a.ndim == 1 and np.isfinite(a).all() and (np.diff(a) >= 0).all() for a in found.values()):
+        raise ValueError(prefix)
+    return found
+
+
+def _summary(arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> Summary:
+    """Summary of the monitored numbers.
+
+    Raises:
+        ValueError: shapes or values that no cases give.
+    """
+    edges, shares, counts = (arrays[f"monitored.{key}"] for key in ("edges", "shares", "counts"))
+    size = len(names)
+    if edges.shape != (size, EDGES) or shares.shape != (size, EDGES + 2) or counts.shape != (size,):
+        raise ValueError("monitored")
+    ascending = not np.isnan(edges).any() and (edges[:, 1:] >= edges[:, :-1]).all()
+    if not ascending or not (shares >= 0).all() or not np.allclose(shares.sum(axis=1), 1.0) or not (counts > 0).all():
+        raise ValueError("monitored")
+    return Summary(names=names, edges_SE=edges, shares_SB=shares, counts_S=counts)
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> PartStatistics:

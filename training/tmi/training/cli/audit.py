@@ -80,6 +80,7 @@ def audit(
 
     from tmi.toolkit.run_folder import RunFolder
     from tmi.training.leakage_audit.run_checks import audit_folder, limits
+    from tmi.training.leakage_audit.trust_checks import check_conformal
 
     require_paths(("run", run), ("cohort", cohort), ("--ct-weights", ct_weights), ("--text-weights", text_weights))
     require_paths(("--bundle", bundle))
@@ -91,6 +92,7 @@ def audit(
     options = _ReplayOptions(folds=tuple(fold or ()), ct=ct_weights, text=text_weights) if replay else None
     results = [
         *audit_folder(folder),
+        *(result for split in folder.folds for result in check_conformal(folder, split)),
         *_audit_bundle(folder, bundle, key),
         *_audit_with_cohort(
             folder,

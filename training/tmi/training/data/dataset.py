@@ -55,6 +55,8 @@ class CohortArrays:
     """Name, first character and one past the last of each field in each text; no element: unknown."""
     geometry_NG: Float[np.ndarray, "N 6"] | None = None
     """Voxels of each CT's file along D, H, W and their sizes in mm, NaN where unknown; None: unknown for all."""
+    fields: tuple[str, ...] = ()
+    """Names of the V values; no element: unknown."""
 
     def rows(self, case_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
         """Row indices of the named cases."""
@@ -127,6 +129,7 @@ def prepare_cohort(
         reports=tuple(reports),
         spans=tuple(spans),
         geometry_NG=geometry[: len(accepted)],
+        fields=tuple(field.name for field in schema.fields),
     )
 
 

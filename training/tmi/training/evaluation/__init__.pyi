@@ -11,6 +11,7 @@ from .fold_inference import predict_cases as predict_cases
 from .fold_inference import predict_estimator as predict_estimator
 from .fold_inference import predict_fold as predict_fold
 from .fold_inference import predict_logits as predict_logits
+from .fold_report import fitted_calibration as fitted_calibration
 from .fold_report import write_fold_report as write_fold_report
 from .metrics import METRICS as METRICS
 from .metrics import aggregate_folds as aggregate_folds
@@ -24,6 +25,8 @@ from .summary import format_metric as format_metric
 from .summary import optimism_note as optimism_note
 from .summary import write_summary as write_summary
 from .trust_fitting import EncoderFeatures as EncoderFeatures
+from .trust_fitting import conformal_scores as conformal_scores
 from .trust_fitting import encoder_features as encoder_features
 from .trust_fitting import fit_trust as fit_trust
+from .trust_fitting import fold_summary as fold_summary
 from .trust_fitting import write_trust as write_trust

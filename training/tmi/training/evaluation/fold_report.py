@@ -34,7 +34,7 @@ def write_fold_report(
         facts: further entries of metrics.json on the training: picked epoch, validation loss, epochs.
     """
     split = data.split
-    calibration = calibrate(validation.logits_NK, validation.labels_N) if is_calibrated(config) else Calibration()
+    calibration = fitted_calibration(config, validation)
     write_predictions(files.validation, validation, calibration)
     write_predictions(files.predictions, test, calibration)
     write_json(
@@ -53,3 +53,8 @@ def write_fold_report(
             },
         },
     )
+
+
+def fitted_calibration(config: Config, validation: Predictions) -> Calibration:
+    """Temperature and threshold of a fold from its inner validation predictions; none if the run is not calibrated."""
+    return calibrate(validation.logits_NK, validation.labels_N) if is_calibrated(config) else Calibration()

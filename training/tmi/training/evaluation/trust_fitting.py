@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -17,13 +18,19 @@ from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
+from tmi.toolkit.config.schema import CLASSES, POSITIVE, Config
 from tmi.toolkit.models.registry import active_modalities
+from tmi.toolkit.radiomics.feature_names import FEATURE_NAMES
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
 from tmi.toolkit.run_folder import FoldFolder
-from tmi.toolkit.trust.measurements import case_parts, volume_statistics
+from tmi.toolkit.trust.conformal import class_scores
+from tmi.toolkit.trust.drift import Summary, join, summarise
+from tmi.toolkit.trust.measurements import case_parts, monitored_numbers, volume_statistics
 from tmi.toolkit.trust.statistics import FoldTrust, PartStatistics
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import FoldDataset
+from tmi.training.evaluation.calibration import positive_class_probability
+from tmi.training.evaluation.prediction_tables import Predictions
 
 MIN_CASES = 8
 """Smallest number of training cases that statistics are fitted on."""
@@ -38,6 +45,7 @@ FLOORS: Mapping[str, float] = {
     "image.volume": 0.02,
     "clinical.values": 0.1,
     "clinical.missing": 1.0,
+    "clinical.pattern": 0.2,
     "radiomics.features": 0.05,
     "radiomics.clipped": 1.0,
 }
@@ -82,14 +90,70 @@ def fit_trust(
     return replace(trust, calibration={name: np.sort(values) for name, values in scores.items()})
 
 
-def write_trust(network: nn.Module, arrays: CohortArrays, data: FoldDataset, files: FoldFolder) -> None:
-    """Fit the statistics of a trained fold and write its file; a cohort that is too small has none."""
+def write_trust(
+    network: nn.Module,
+    arrays: CohortArrays,
+    data: FoldDataset,
+    files: FoldFolder,
+    *,
+    validation: Predictions,
+    test: Predictions,
+    temperature: float = 1.0,
+) -> None:
+    """Fit the statistics of a trained fold and write its file; a cohort that is too small has none.
+
+    Args:
+        network: the saved model of the fold.
+        arrays: the cohort.
+        data: data of the fold.
+        files: paths of the fold's files.
+        validation: its predictions of the inner validation cases.
+        test: its predictions of the held-out cases.
+        temperature: divisor of its logits.
+    """
     if len(data.split.train) < MIN_CASES:
         return  # before the encoders run on them
     ids = (*data.split.train, *data.split.test)
     trust = fit_trust(arrays, data, encoder_features(network, data, ids, len(arrays.cases)))
     if trust is not None:
+        trust = replace(
+            trust,
+            conformal=conformal_scores(data.config, validation, temperature),
+            summary=fold_summary(arrays, data, test, temperature),
+        )
         trust.save(files.trust)
+
+
+def conformal_scores(
+    config: Config, validation: Predictions, temperature: float
+) -> dict[str, Float[NDArray[np.float64], "n"]]:
+    """Sorted scores of the inner validation cases by class, for sets of classes.
+
+    They are empty with the protocol `released`, whose validation split is the held-out fold.
+    """
+    if config.train.protocol == "released":
+        return {}
+    scores_NK = class_scores(validation.logits_NK / temperature)
+    return {name: np.sort(scores_NK[validation.labels_N == k, k]) for k, name in enumerate(CLASSES)}
+
+
+def fold_summary(arrays: CohortArrays, data: FoldDataset, test: Predictions, temperature: float) -> Summary:
+    """Deciles of a fold's training inputs, and of what its model makes of its held-out cases."""
+    modalities = active_modalities(data.config)
+    rows, held_out = arrays.rows(data.split.train), arrays.rows(data.split.test)
+    clinical, radiomics = "clinical" in modalities, "radiomics" in modalities
+    inputs = monitored_numbers(
+        volume_NS=np.stack([_volume(arrays, int(row)) for row in rows]) if "image" in modalities else None,
+        numbers_NV=arrays.numbers_NV[rows] if clinical else None,
+        fields=arrays.fields,
+        radiomics_NF=arrays.radiomics_NF[rows] if radiomics else None,
+        features=FEATURE_NAMES,
+    )
+    outputs = {f"prediction.{CLASSES[POSITIVE]}": positive_class_probability(test.logits_NK, temperature)}
+    if radiomics:
+        outputs["radiomics.clipped"] = data.scaler.transform(arrays.radiomics_NF[held_out]).clipped_NF.mean(axis=1)
+    predicted = summarise(outputs)
+    return join(summarise(inputs), predicted) if inputs else predicted
 
 
 def fit_part(name: str, values_ND: Float[np.ndarray, "N D"]) -> PartStatistics:
@@ -147,13 +211,7 @@ def _measure(
 ) -> Callable[[NDArray[np.intp], RadiomicsScaler], Parts]:
     """Function of rows and a scaler that measures the cases of the active modalities."""
     modalities = active_modalities(data.config)
-    volumes: dict[int, NDArray[np.float64]] = {}
-
-    def volume(row: int) -> NDArray[np.float64]:
-        if row not in volumes:
-            geometry = None if arrays.geometry_NG is None else arrays.geometry_NG[row]
-            volumes[row] = volume_statistics(arrays.ct_N1DHW[row], geometry)
-        return volumes[row]
+    volume = cache(partial(_volume, arrays))
 
     def measure(rows: NDArray[np.intp], scaler: RadiomicsScaler) -> Parts:
         found: dict[str, NDArray[np.generic]] = {f"{n}_features_NC": f[rows] for n, f in features.items()}
@@ -167,6 +225,11 @@ def _measure(
         return case_parts(**found)
 
     return measure
+
+
+def _volume(arrays: CohortArrays, row: int) -> NDArray[np.float64]:
+    """Statistics of a prepared CT."""
+    return volume_statistics(arrays.ct_N1DHW[row], None if arrays.geometry_NG is None else arrays.geometry_NG[row])
 
 
 def encoder_features(network: nn.Module, data: FoldDataset, case_ids: tuple[str, ...], count: int) -> EncoderFeatures:

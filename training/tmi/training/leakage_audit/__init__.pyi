@@ -9,3 +9,4 @@ from .replay import select_folds as select_folds
 from .run_checks import AuditResult as AuditResult
 from .run_checks import audit_folder as audit_folder
 from .run_checks import limits as limits
+from .trust_checks import check_conformal as check_conformal

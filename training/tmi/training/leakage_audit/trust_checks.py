@@ -1,17 +1,24 @@
-"""Check of a fold's trust statistics: fitted on its training cases alone, scored on its held-out cases."""
+"""Checks of a fold's trust statistics: fitted on its training cases alone, scored on its held-out cases; the scores of
+its prediction sets are those of its inner validation cases.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmi.toolkit.clinical.tokenizer import Tokenizer
+from tmi.toolkit.config.schema import CLASSES
 from tmi.toolkit.radiomics.scaler import RadiomicsScaler
-from tmi.toolkit.run_folder import FoldSplit, RunFolder
+from tmi.toolkit.run_folder import FoldFolder, FoldSplit, RunFolder
+from tmi.toolkit.trust.conformal import class_scores
+from tmi.toolkit.trust.drift import Summary
 from tmi.toolkit.trust.statistics import JOINT, FoldTrust
 from tmi.training.data.dataset import CohortArrays
+from tmi.training.evaluation.prediction_tables import Predictions, read_predictions
 from tmi.training.leakage_audit.run_checks import AuditResult
 
 if TYPE_CHECKING:
@@ -33,7 +40,7 @@ def check_trust(run: RunFolder, split: FoldSplit, arrays: CohortArrays, *, run_m
     """
     from tmi.training.data.fold_dataset import FoldDataset  # torch
     from tmi.training.evaluation.fold_inference import load_fold_network
-    from tmi.training.evaluation.trust_fitting import encoder_features, fit_trust
+    from tmi.training.evaluation.trust_fitting import encoder_features, fit_trust, fold_summary
 
     files = run.fold(split.fold)
     if not files.trust.is_file():
@@ -48,6 +55,9 @@ def check_trust(run: RunFolder, split: FoldSplit, arrays: CohortArrays, *, run_m
         features = encoder_features(load_fold_network(run.config, files), data, everybody, len(arrays.cases))
     refitted = fit_trust(arrays, data, features)
     different = _differences(recorded, refitted)
+    if recorded.summary is not None:
+        expected = fold_summary(arrays, data, read_predictions(files.predictions), files.temperature)
+        different += [] if _same_summary(recorded.summary, expected) else ["summary"]
     if not different:
         detail = f"refitting on the {len(split.train)} training cases gives the same statistics"
         detail += "" if run_models else "; those of the encoders were not compared (--no-model)"
@@ -59,6 +69,56 @@ def check_trust(run: RunFolder, split: FoldSplit, arrays: CohortArrays, *, run_m
             detail += f"; they were fitted on {name}"
             break
     yield AuditResult(check="trust", status="leak", detail=detail, fold=split.fold)
+
+
+def check_conformal(run: RunFolder, split: FoldSplit) -> Iterator[AuditResult]:
+    """Compare the calibration scores of a fold's prediction sets with those of its inner validation predictions.
+
+    A fold without scores, of an earlier version or of the protocol `released`, has no result.
+    """
+    files = run.fold(split.fold)
+    if not files.trust.is_file():
+        return
+    recorded = FoldTrust.load(files.trust, fold=split.fold).conformal
+    if not recorded:
+        return
+    validation, held_out = read_predictions(files.validation), read_predictions(files.predictions)
+    expected = _sorted_scores(files, validation)
+    if _same_scores(recorded, expected):
+        counts = ", ".join(f"{len(scores)} of {name}" for name, scores in sorted(expected.items()))
+        detail = f"prediction sets are calibrated on the inner validation cases ({counts})"
+        yield AuditResult(check="conformal", status="holds", detail=detail, fold=split.fold)
+        return
+    detail = "the calibration scores of prediction sets are not those of the inner validation cases"
+    known = {float(score) for scores in expected.values() for score in scores}
+    others = [float(score) for scores in recorded.values() for score in scores if float(score) not in known]
+    found = np.concatenate(list(_sorted_scores(files, held_out).values()))
+    leaked = sum(bool(np.isclose(found, score, rtol=1e-9, atol=1e-9).any()) for score in others)
+    if leaked:
+        detail += f"; {leaked} of them are those of held-out cases"
+    yield AuditResult(check="conformal", status="leak", detail=detail, fold=split.fold)
+
+
+def _sorted_scores(files: FoldFolder, predictions: Predictions) -> dict[str, NDArray[np.float64]]:
+    """Scores by class of the cases of a table."""
+    scores_NK = class_scores(predictions.logits_NK / files.temperature)
+    return {name: np.sort(scores_NK[predictions.labels_N == k, k]) for k, name in enumerate(CLASSES)}
+
+
+def _same_scores(recorded: Mapping[str, NDArray[np.float64]], expected: Mapping[str, NDArray[np.float64]]) -> bool:
+    return {*recorded} == {*expected} and all(
+        recorded[name].shape == scores.shape and np.allclose(recorded[name], scores, rtol=1e-9, atol=1e-9)
+        for name, scores in expected.items()
+    )
+
+
+def _same_summary(recorded: Summary, expected: Summary) -> bool:
+    return (
+        recorded.names == expected.names
+        and np.array_equal(recorded.counts_S, expected.counts_S)
+        and np.allclose(recorded.edges_SE, expected.edges_SE, rtol=TOLERANCE, atol=TOLERANCE)
+        and np.allclose(recorded.shares_SB, expected.shares_SB, atol=TOLERANCE)
+    )
 
 
 def _differences(recorded: FoldTrust, refitted: FoldTrust | None) -> list[str]:

@@ -25,7 +25,7 @@ from tmi.training.data.augmentation import write_augmentation_log
 from tmi.training.data.dataset import CohortArrays
 from tmi.training.data.fold_dataset import EpochBatches, FoldDataset
 from tmi.training.evaluation.fold_inference import load_fold_network, predict_cases
-from tmi.training.evaluation.fold_report import write_fold_report
+from tmi.training.evaluation.fold_report import fitted_calibration, write_fold_report
 from tmi.training.evaluation.trust_fitting import write_trust
 from tmi.training.loop.checkpointing import BestEpochCheckpoint
 from tmi.training.loop.distributed import MappedArray, restore_mapped_ct, spawn_ranks, strip_mapped_ct
@@ -235,13 +235,15 @@ def _report_fold(
     """Write trust statistics, predictions, calibration and metrics of the saved model, which is read back."""
     config, split = data.config, data.split
     network = load_fold_network(config, files)
-    write_trust(network, arrays, data, files)
+    validation, test = predict_cases(network, data, split.validation), predict_cases(network, data, split.test)
+    calibration = fitted_calibration(config, validation)
+    write_trust(network, arrays, data, files, validation=validation, test=test, temperature=calibration.temperature)
     write_fold_report(
         data,
         files,
         config,
-        validation=predict_cases(network, data, split.validation),
-        test=predict_cases(network, data, split.test),
+        validation=validation,
+        test=test,
         facts={
             "picked_epoch": checkpointing.best_epoch,
             "validation_loss": checkpointing.best_loss,
