@@ -54,7 +54,7 @@ PUBLIC_NAMES = {
         TensorSpec TrustRecord UNCHECKED UNSIGNED bundled_scaler bundled_schema bundled_tokenizer bundled_trust
         fingerprint
         graph_spec inspect_bundle known_entries manifest_from_json manifest_to_json open_bundle
-        open_trusted_bundle part_digests require_exported_graph require_passed require_signature
+        open_trusted_bundle record_accepted part_digests require_exported_graph require_passed require_signature
         required_keys sign_bundle with_current_names write_manifest
     """,
     "tmi.runtime.cli": """
@@ -92,7 +92,7 @@ PUBLIC_NAMES = {
     """,
     "tmi.runtime.service": """
         CaseQueue GrpcEndpoint LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceClient ServiceMetrics
-        ServiceSettings bind build_app client_tls read_token tls_context
+        ServiceSettings bind build_app client_tls read_token tls_context OpenAgain ServedModel open_replacement
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline

@@ -1,3 +1,4 @@
+from .accepted import record_accepted as record_accepted
 from .check_result import CheckResult as CheckResult
 from .check_result import ParityError as ParityError
 from .check_result import require_passed as require_passed

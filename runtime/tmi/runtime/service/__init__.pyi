@@ -7,6 +7,9 @@ from .grpc_endpoint import GrpcEndpoint as GrpcEndpoint
 from .metrics import ServiceMetrics as ServiceMetrics
 from .request_errors import STATUS_OF as STATUS_OF
 from .request_errors import RequestError as RequestError
+from .served_model import OpenAgain as OpenAgain
+from .served_model import ServedModel as ServedModel
+from .served_model import open_replacement as open_replacement
 from .server import LOOPBACK as LOOPBACK
 from .server import Listener as Listener
 from .server import bind as bind
