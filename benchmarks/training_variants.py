@@ -54,9 +54,14 @@ def variant(name: str, size: str, batch_size: int, *, checkpointing: bool) -> Tr
 
     base = tiny() if size == "tiny" else SIZES[size].config
     config = replace(base, train=replace(base.train, precision="bf16-mixed" if name == "bf16" else "32"))
-    module = FoldModule(config, fold=0, checkpointing=checkpointing).train()
-    if batch_size == 1:
-        set_vector_norms_eval(module.network)
+    module = FoldModule(config, fold=0, checkpointing=checkpointing)
+
+    def train() -> None:
+        module.train()
+        if batch_size == 1:
+            set_vector_norms_eval(module.network)
+
+    train()
     torch.manual_seed(0)
     batch = batch_of(batch_size, config.ct.shape_DHW, config.clinical.max_length)
     if name == "channels_last_3d":
@@ -76,7 +81,7 @@ def variant(name: str, size: str, batch_size: int, *, checkpointing: bool) -> Tr
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "bf16"):
             eager = getattr(module.network.forward, "_torchdynamo_orig_callable", module.network.forward)
             output = eager(batch.ct, batch.input_ids, batch.attention_mask, batch.radiomics)
-        module.network.train()
+        train()
         return output.logits_BK.float()
 
     return Trained(take_step=take_step, logits=logits)
