@@ -36,7 +36,8 @@ def trust_of_parts(fold: int, parts: dict[str, np.ndarray]) -> FoldTrust:
     trust = FoldTrust(fold=fold, fitted_on=20, parts=fitted, calibration={})
     scores = trust.scores(parts)
     spread = {name: np.linspace(values.min(), values.max() + 1.0, HELD_OUT) for name, values in scores.items()}
-    return replace(trust, calibration=spread)
+    own = {name: np.linspace(-2.0, 2.0, HELD_OUT) for name in ("good", "bad")}
+    return replace(trust, calibration=spread, conformal=own)
 
 
 def random_trust(config: Config, fold: int) -> FoldTrust:

@@ -100,7 +100,7 @@ PUBLIC_NAMES = {
         Decision FoldMeasurement NOT_ASSESSED NOT_TRUSTED TrustAssessor decide truncated_notice
         chosen_by_auto compare_held_out document open_selected_engine resolve_cases result_from_json result_log_path
         result_to_json
-        stages_match_total sum_stages trust_lines trust_sentence unaccounted_seconds MACHINE collect
+        set_lines stages_match_total sum_stages trust_lines trust_sentence unaccounted_seconds MACHINE collect
     """,
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE

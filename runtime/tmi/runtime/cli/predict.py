@@ -90,6 +90,9 @@ def predict(
         typer.Option("--no-verify", help="Skip the startup self-test; this is recorded."),
     ] = False,
     trust_level: TrustLevel = None,
+    coverage: Annotated[
+        float, typer.Option("--coverage", help="Coverage of the prediction sets, between 0 and 1.")
+    ] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/3).")] = False,
     out: Annotated[
         Path | None,
@@ -167,8 +170,8 @@ def predict(
     if server is not None:
         given = {
             "--bundle": bundle, "--engine": engine != "auto", "--precision": precision != "auto", "--threads": threads,
-            "--trust-level": trust_level, "--cache": cache, "--reuse": reuse, "--no-verify": no_verify,
-            "--resume": resume, "--shard": shard, "--dicom": dicom,
+            "--trust-level": trust_level, "--coverage": coverage != 0.9, "--cache": cache, "--reuse": reuse,
+            "--no-verify": no_verify, "--resume": resume, "--shard": shard, "--dicom": dicom,
         }  # fmt: skip
         require_remote({name: value not in (None, False) for name, value in given.items()}, out)
     elif any((token_file, tls_ca, tls_cert, tls_key)):
@@ -210,6 +213,7 @@ def predict(
             key=key,
             verify=not no_verify,
             trust_level=trust_level,
+            coverage=coverage,
             log=log,
             cache=prepared_cache,
             reuse=reuse,

@@ -18,6 +18,7 @@ from tmi.toolkit.cli.console import echo
 from tmi.toolkit.cli.main import print_error
 from tmi.toolkit.cli.progress import show_progress
 from tmi.toolkit.storage.serialization import to_json
+from tmi.toolkit.trust.conformal import COVERAGE
 
 
 def run_cases(
@@ -90,6 +91,7 @@ def _identity(
         "mask_label": list(mask_label) if isinstance(mask_label, tuple) else mask_label,
         # absent if none was given, as in logs of earlier versions
         **({} if predictor.trust_level is None else {"trust_level": predictor.trust_level}),
+        **({} if predictor.coverage == COVERAGE else {"coverage": predictor.coverage}),
         **({} if shard is None else {"shard": str(shard), MACHINE: to_json(record)}),
     }
 

@@ -11,6 +11,7 @@ from tmi.runtime.serving.input_warnings import SYNTHETIC
 from tmi.runtime.serving.results import ALERTS, Prediction
 from tmi.runtime.serving.trust import NOT_TRUSTED, trust_sentence
 from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.trust.conformal import PredictionSet, set_sentence
 from tmi.toolkit.trust.p_values import Trust
 
 NBSP, MINUS = "\u00a0", "\u2212"
@@ -115,6 +116,7 @@ def trust_statements(
         fold_agreement(prediction, positive, threshold),
         *notices,
         _distribution(prediction.trust),
+        *_prediction_set(prediction.prediction_set),
         _training(trained),
         _calibration(trained, positive),
     ]
@@ -139,6 +141,15 @@ def _distribution(trust: Trust | None) -> Statement:
     level = "warn" if trust is None else levels.get(trust.verdict, "warn")
     text = trust_sentence(trust).removeprefix("trust: ")
     return Statement(level=level, about="Trust", text=f"{text[0].upper()}{text[1:]}.")
+
+
+def _prediction_set(found: PredictionSet | None) -> list[Statement]:
+    """Statement on the classes that the case may belong to; none for a bundle without calibration scores."""
+    if found is None:
+        return []
+    text = set_sentence(found)
+    told_apart = found.classes is not None and len(found.classes) == 1
+    return [Statement(level="ok" if told_apart else "warn", about="Set", text=f"{text[0].upper()}{text[1:]}.")]
 
 
 def _level(issue: Issue) -> Literal["bad", "warn", "ok"]:

@@ -35,5 +35,6 @@ from .trust import NOT_ASSESSED as NOT_ASSESSED
 from .trust import NOT_TRUSTED as NOT_TRUSTED
 from .trust import FoldMeasurement as FoldMeasurement
 from .trust import TrustAssessor as TrustAssessor
+from .trust import set_lines as set_lines
 from .trust import trust_lines as trust_lines
 from .trust import trust_sentence as trust_sentence

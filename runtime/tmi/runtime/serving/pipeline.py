@@ -37,6 +37,7 @@ from tmi.toolkit.errors import DamagedError, InputRejectedError, UnavailableErro
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.pipeline import PreparedCase, prepare_case
+from tmi.toolkit.trust.conformal import COVERAGE, require_coverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ class InferencePipeline:
         embeddings: cache of CT and text features; None disables it.
         empty: allocates the large arrays.
         trust_level: largest joint p-value at which a case is not trusted; None: the manifest's.
+        coverage: coverage of the prediction sets.
 
     Raises:
         DamagedError: the bundle's clinical text was rendered by another version, or its trust statistics are malformed.
@@ -96,6 +98,7 @@ class InferencePipeline:
         embeddings: EmbeddingCache | None = None,
         empty: ArrayAllocator = np.empty,
         trust_level: float | None = None,
+        coverage: float = COVERAGE,
     ) -> None:
         self._manifest = bundle.manifest
         self._config = bundle.manifest.config
@@ -110,6 +113,7 @@ class InferencePipeline:
         self._scalers = [bundled_scaler(bundle, f.scaler) for f in self._manifest.folds if f.scaler is not None]
         self._texts = TextBranch(bundle, engine, embeddings)
         self._trust = TrustAssessor.of_bundle(bundle, level=trust_level)
+        self._coverage = require_coverage(coverage)
 
     def __repr__(self) -> str:
         return f"InferencePipeline({self._manifest.preset}, {len(self._manifest.folds)} folds, {self._engine.name})"
@@ -229,6 +233,9 @@ class InferencePipeline:
                 notices=case.notices + ((truncated_notice(longest, case.case.case_id),) if text.truncated else ()),
                 trust=self._trust.assess(
                     case.case, self._measurements(case, row, ct.features, batch.text), volume_S=case.volume_S
+                ),
+                prediction_set=self._trust.prediction_set(
+                    logits_BFK[row], classes=self._manifest.classes, coverage=self._coverage
                 ),
                 reused=(*(("ct",) if any(ct.reused_B[row : row + 1]) else ()), *(("text",) if text.reused else ())),
             )

@@ -23,6 +23,7 @@ from tmi.runtime.serving.results import (
 from tmi.runtime.serving.trust import trust_issue
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.issues.issue import Issue
+from tmi.toolkit.trust.conformal import PredictionSet
 from tmi.toolkit.trust.p_values import Trust
 
 
@@ -93,6 +94,7 @@ def to_prediction(
     notices: tuple[Issue, ...],
     reused: tuple[str, ...] = (),
     trust: Trust | None = None,
+    prediction_set: PredictionSet | None = None,
 ) -> CaseResult:
     """Convert the logits of one case to a prediction without timing.
 
@@ -105,6 +107,7 @@ def to_prediction(
         notices: notices of the case.
         reused: branches whose features came from the embedding cache.
         trust: p-values of the case.
+        prediction_set: classes that the case may belong to at a coverage.
 
     Returns:
         The prediction, whose decision is withheld if a notice is an alert and the bundle has trust statistics; a
@@ -146,4 +149,5 @@ def to_prediction(
         overlapped={},
         reused=reused,
         trust=trust,
+        prediction_set=prediction_set,
     )

@@ -48,6 +48,7 @@ from tmi.toolkit.compute.stage_timer import StageTimer
 from tmi.toolkit.errors import UsageError
 from tmi.toolkit.preprocessing.cache import PreparedCache
 from tmi.toolkit.preprocessing.pipeline import STAGES as PREPARATION_STAGES
+from tmi.toolkit.trust.conformal import COVERAGE
 
 CaseLike = Case | Path | str
 """A case: its folder, a `Case`, or a `CaseArrays` in memory; also a folder of cases."""
@@ -90,6 +91,7 @@ class Predictor:
         pipeline: InferencePipeline | None = None,
         cores: int | None = None,
         trust_level: float | None = None,
+        coverage: float = COVERAGE,
     ) -> None:
         """Build a predictor from an engine that has the bundle open; `Predictor.open` opens both.
 
@@ -102,7 +104,7 @@ class Predictor:
             pipeline: stages of the prediction, which have their own caches; None: those of the bundle on the engine,
                 with `cache` and `reuse`.
             cores: number of cores that the engine and the preparation share; None: the available ones.
-            trust_level: as in `Predictor.open`.
+            trust_level, coverage: as in `Predictor.open`.
 
         Raises:
             UsageError: `cache`, `reuse` or `trust_level` beside a pipeline, which would not use them; or a trust level
@@ -125,10 +127,11 @@ class Predictor:
             embeddings=self.embeddings,
             empty=BufferPool().empty,
             trust_level=trust_level,
+            coverage=coverage,
         )
         """Stages of the prediction; `pipeline.run` predicts a batch without threads and timing."""
-        self.trust_level = trust_level
-        """Trust level that was given; None: the manifest's."""
+        self.trust_level, self.coverage = trust_level, coverage
+        """Trust level that was given, None: the manifest's; and coverage of the prediction sets."""
         self._engine = engine
         self._cores = cores
 
@@ -148,6 +151,7 @@ class Predictor:
         key: Keys = None,
         verify: bool = True,
         trust_level: float | None = None,
+        coverage: float = COVERAGE,
         log: LogCallback = lambda line: None,
     ) -> Self:
         """Open a bundle after comparing every byte of it with its manifest.
@@ -167,6 +171,7 @@ class Predictor:
                 directory, if any.
             verify: False skips the self-test, which is recorded in `engine_record`.
             trust_level: largest joint p-value at which a case is not trusted; None: the manifest's.
+            coverage: coverage of the prediction sets.
             log: receives one line about a self-test.
 
         Raises:
@@ -185,7 +190,9 @@ class Predictor:
             engine, opened, precision=precision, threads=threads, verify=verify, log=log
         )
         try:
-            return cls(opened, opened_engine, record, cache=cache, reuse=reuse, trust_level=trust_level)
+            return cls(
+                opened, opened_engine, record, cache=cache, reuse=reuse, trust_level=trust_level, coverage=coverage
+            )
         except BaseException:
             opened_engine.close()
             raise

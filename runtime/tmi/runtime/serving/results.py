@@ -19,6 +19,7 @@ from tmi.toolkit.errors import InputRejectedError, TmiError
 from tmi.toolkit.issues.issue import Issue as Issue
 from tmi.toolkit.qc.check_registry import ALERTS as CHECK_ALERTS
 from tmi.toolkit.storage.serialization import from_json, to_json
+from tmi.toolkit.trust.conformal import PredictionSet
 from tmi.toolkit.trust.p_values import Trust
 
 SCHEMA = "tmi-prediction/3"
@@ -75,6 +76,7 @@ class Prediction:
         reused: branches whose features came from the embedding cache.
         trust: p-values of the case against the training cases; None: not assessed.
         reasons: codes of the alerts; the decision is withheld for them, except with a bundle without trust statistics.
+        prediction_set: classes that the case may belong to at a coverage; None: not assessed.
     """
 
     case_id: str
@@ -106,6 +108,8 @@ class Prediction:
     assessed."""
     reasons: tuple[str, ...] = ()
     """Codes of the alerts. The decision is withheld for them, except with a bundle without trust statistics."""
+    prediction_set: PredictionSet | None = None
+    """Classes that the case may belong to at a coverage; None: the bundle has no calibration scores."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as in the document of `tmi predict --json`, with a `status` of `predicted`."""

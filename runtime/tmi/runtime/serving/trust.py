@@ -20,6 +20,7 @@ from tmi.toolkit.errors import UsageError
 from tmi.toolkit.issues.issue import Issue
 from tmi.toolkit.preprocessing.pipeline import PreparedCase
 from tmi.toolkit.run_folder import RunFolder
+from tmi.toolkit.trust.conformal import PredictionSet, prediction_set, set_sentence, set_text
 from tmi.toolkit.trust.measurements import case_parts, volume_statistics
 from tmi.toolkit.trust.p_values import TRUST_LEVEL, Trust, assess, require_level, smallest_p_value
 from tmi.toolkit.trust.statistics import FoldTrust
@@ -107,6 +108,15 @@ class TrustAssessor:
         level = self._level if level is None and chosen else level
         return TrustAssessor(chosen, level=level, image=self._image, kind=self._kind)
 
+    def prediction_set(
+        self, logits_FK: Float[np.ndarray, "F K"], *, classes: Sequence[str], coverage: float
+    ) -> PredictionSet | None:
+        """Set of classes of one case from its logits by each fold; None without calibration scores of every fold."""
+        if not self._folds or not all(fold.conformal for fold in self._folds):
+            return None
+        scores = [fold.conformal for fold in self._folds]
+        return prediction_set(scores, logits_FK, classes=classes, coverage=coverage)
+
     def measure_volume(self, case: PreparedCase) -> Float[NDArray[np.float64], "S"] | None:
         """Statistics of the prepared CT; None if they are not needed."""
         return volume_statistics(case.ct_1DHW, case.geometry_G) if self._folds and self._image else None
@@ -172,6 +182,15 @@ def trust_lines(predicted: Sequence[tuple[str, Trust | None]]) -> list[str]:
         f"trust: {counts} at level {trust.level:g}, against {trust.cases} held-out training cases; p-values: "
         + ", ".join(f"{case_id} {t.p_value:.3f}" for case_id, t in assessed)
     ]
+
+
+def set_lines(predicted: Sequence[tuple[str, PredictionSet | None]]) -> list[str]:
+    """One line on the prediction sets of all cases, given by their ids; none if no case has one."""
+    found = [(case_id, one) for case_id, one in predicted if one is not None]
+    if len(found) < 2 or found[0][1].classes is None:
+        return [set_sentence(one) for _, one in found[:1]]
+    sets = ", ".join(f"{case_id} {set_text(one)}" for case_id, one in found)
+    return [f"prediction sets at coverage {found[0][1].coverage:.3g}: {sets}"]
 
 
 def trust_issue(trust: Trust | None, case_id: str) -> Issue | None:

@@ -73,6 +73,8 @@ def test_every_engine_gives_the_same_verdict(trusted_bundle, case, strange_case,
     expected = [result.trust for result in predict(trusted_bundle, *cases)]
     found = [result.trust for result in predict(trusted_bundle, *cases, engine=engine)]
     assert [trust.verdict for trust in found] == [trust.verdict for trust in expected]
+    sets = [[r.prediction_set.classes for r in predict(trusted_bundle, *cases, engine=e)] for e in ("onnx", engine)]
+    assert sets[0] == sets[1]
     for ours, reference in zip(found, expected, strict=True):
         assert ours.p_values == pytest.approx(reference.p_values, abs=2 / 61)
 
@@ -135,6 +137,20 @@ def test_log_is_resumed_at_its_level_only(trusted_bundle, case, tmp_path):
     assert tmi(*words).code == 0
     assert tmi(*words, "--resume").code == 0
     assert "another trust_level" in tmi(*words, "--resume", "--trust-level", 0.2).err
+
+
+def test_prediction_set_is_in_every_document(trusted_bundle, nano_bundle, case):
+    """Table and JSON have the set at the given coverage; it cannot be given with too few calibration cases."""
+    words = ("predict", case, "--engine", "onnx", "--threads", 1, "--bundle")
+    document = tmi(*words, trusted_bundle, "--json", "--coverage", "0.8").document
+    jsonschema.validate(document, document_schema())
+    found = document["results"][0]["prediction_set"]
+    assert (found["coverage"], found["cases"]) == (0.8, {"good": 60, "bad": 60})
+    assert set(found["classes"]) == {name for name, p in found["p_values"].items() if p > 0.2}
+    assert "prediction set at coverage 0.9: {" in tmi(*words, trusted_bundle).out
+    assert "a coverage of 0.99 cannot be given" in tmi(*words, trusted_bundle, "--coverage", "0.99").out
+    assert tmi(*words, trusted_bundle, "--coverage", "1").code == 2
+    assert tmi(*words, nano_bundle, "--json").document["results"][0]["prediction_set"] is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Protocol
 from tmi.runtime.engines.selection import EngineRecord
 from tmi.runtime.serving.input_warnings import BUNDLE_WARNINGS, FEATURE_ALERTS, FEATURE_WARNINGS
 from tmi.runtime.serving.results import ALERTS, RESEARCH_USE, CaseResult, Prediction, alerts
-from tmi.runtime.serving.trust import trust_lines
+from tmi.runtime.serving.trust import set_lines, trust_lines
 from tmi.toolkit.cli.console import make_console
 from tmi.toolkit.cli.listing import Column, Listing, print_listing
 from tmi.toolkit.issues.issue import Issue
@@ -75,6 +75,8 @@ def print_table(results: Sequence[CaseResult], *, bundle: BundleFacts, engine: E
         soft_wrap=True,
     )
     for line in trust_lines([(r.case_id, r.trust) for r in results if isinstance(r, Prediction)]):
+        console.print(printable(line), soft_wrap=True)
+    for line in set_lines([(r.case_id, r.prediction_set) for r in results if isinstance(r, Prediction)]):
         console.print(printable(line), soft_wrap=True)
     console.print(RESEARCH_USE, soft_wrap=True)
 
