@@ -44,6 +44,16 @@ def _edited(folder: Path) -> None:
     reseal(folder)
 
 
+def _edited_scores(folder: Path) -> None:
+    """Move the calibration scores of a class, so that its prediction sets become narrower."""
+    path = folder / FIRST
+    with safe_open(path, "numpy") as stream:
+        metadata = stream.metadata()
+    arrays = load_file(path)
+    save_file(arrays | {"conformal.bad": arrays["conformal.bad"] - 1.0}, path, metadata=metadata)
+    reseal(folder)
+
+
 def _removed(folder: Path) -> None:
     shutil.rmtree(folder / "trust")
     reseal(folder, trust=None)
@@ -96,6 +106,13 @@ TRUST_FAULTS = (
         code=4,
         reason="meaning .* trust/fold0.safetensors changed",
         quick=False,
+    ),
+    Fault(
+        name="calibration scores of prediction sets that were edited, fingerprints taken again",
+        where="resealed",
+        plant=_corrupted(_edited_scores, verify=False),
+        code=4,
+        reason="meaning .* trust/fold0.safetensors changed",
     ),
     Fault(
         name="trust statistics removed, fingerprints taken again",
