@@ -102,7 +102,7 @@ CASE_CODES: Mapping[str, Code] = MappingProxyType(
         "dicom-syntax": Code("error", "a DICOM image has a compression that cannot be decoded here"),
         "dicom-not-ct": Code("error", "no CT series found: other modalities, screenshots, or no DICOM"),
         "dicom-series": Code("error", "several CT series found, or none that matches the selection"),
-        "dicom-multiframe": Code("error", "the series is stored as multi-frame images"),
+        "dicom-multiframe": Code("error", "multi-frame images without the functional groups of enhanced CT"),
         "dicom-no-geometry": Code("error", "a slice without position, orientation or pixel spacing"),
         "dicom-no-rescale": Code("error", "slices without slope or intercept: their values are not Hounsfield units"),
         "dicom-mixed-series": Code("error", "one series contains slices of two series"),

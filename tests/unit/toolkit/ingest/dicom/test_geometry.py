@@ -10,7 +10,7 @@ import pytest
 from factories.dicom_series import SeriesSpec, make_slices, write_slices
 from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.dicom.geometry import build_stack, find_gaps, gantry_tilt_degrees, is_uniform
-from tmi.toolkit.ingest.dicom.headers import read_header
+from tmi.toolkit.ingest.dicom.headers import read_headers
 
 OBLIQUE = (math.cos(0.4), math.sin(0.4), 0.0, 0.0, 0.0, -1.0)
 SERIES = {
@@ -31,7 +31,7 @@ def test_stack_matches_highdicom(name, missing, tmp_path):
         del slices[missing]
     folder = write_slices(tmp_path, slices, shuffle=4)
     files = sorted(folder.iterdir())
-    headers = [read_header(path, number) for number, path in enumerate(files)]
+    headers = [read_headers(path, number)[0] for number, path in enumerate(files)]
     stack = build_stack([h for h in headers if h is not None], case_id="P1")
     order = [h.number for position in stack.positions for h in position]
 
@@ -58,7 +58,7 @@ def test_uneven_series_is_no_volume_for_either(tmp_path):
     slices = make_slices(SERIES["axial"])
     moved = [float(v) for v in slices[4].ImagePositionPatient]
     slices[4].ImagePositionPatient = [moved[0], moved[1], moved[2] + 0.9]
-    headers = [read_header(path, 0) for path in sorted(write_slices(tmp_path, slices).iterdir())]
+    headers = [read_headers(path, 0)[0] for path in sorted(write_slices(tmp_path, slices).iterdir())]
     stack = build_stack([h for h in headers if h is not None], case_id="P1")
     assert not is_uniform(stack.along_mm)
     assert find_gaps(stack) == []
@@ -71,7 +71,7 @@ def test_slices_of_two_orientations_are_rejected_by_both(tmp_path):
 
     slices = make_slices(SERIES["axial"])
     slices[2].ImageOrientationPatient = list(OBLIQUE)
-    headers = [read_header(path, 0) for path in sorted(write_slices(tmp_path, slices).iterdir())]
+    headers = [read_headers(path, 0)[0] for path in sorted(write_slices(tmp_path, slices).iterdir())]
     with pytest.raises(InputRejectedError, match="orientation"):
         build_stack([h for h in headers if h is not None], case_id="P1")
     assert get_series_volume_positions(slices) == (None, None)

@@ -62,7 +62,7 @@ def read_dicom_ct(path: Path, *, series: str | None, fixes: Collection[str], cas
     chosen = choose_series(folder, series, case_id=case_id)
     repairs: list[Repair] = []
     findings: list[Issue] = []
-    # The kind of image comes first: a multi-frame image keeps its rescale elsewhere.
+    # The kind of image comes first: a multi-frame image without functional groups has no rescale.
     stack = build_stack(chosen.slices, case_id=case_id)
     _require_rescale(chosen.slices, fixes, repairs, case_id)
     slices, images, n_padding = _decode(stack, fixes, repairs, case_id)
@@ -116,10 +116,11 @@ def _decode(
     headers: list[SliceHeader] = []
     images: list[Slice] = []
     n_padding = copies = differing = 0
+    opened: dict[Path, Any] = {}
     for first, *others in stack.positions:
-        image, padding = decode_hu(first, case_id=case_id)
+        image, padding = decode_hu(first, case_id=case_id, opened=opened)
         for other in others:
-            if np.array_equal(image, decode_hu(other, case_id=case_id)[0]):
+            if np.array_equal(image, decode_hu(other, case_id=case_id, opened=opened)[0]):
                 copies += 1
             else:
                 differing += 1
@@ -329,5 +330,5 @@ def _describe_source(folder: DicomFolder, chosen: Series, headers: list[SliceHea
         "other_files_left_out": folder.non_dicom,
         "transfer_syntax": sorted(syntaxes),
         "rescale": list(next(iter(rescale))) if len(rescale) == 1 else "differs between slices",
-        "sha256": sha256_bytes("".join(sha256_file(s.path) for s in headers).encode()),
+        "sha256": sha256_bytes("".join(sha256_file(path) for path in dict.fromkeys(s.path for s in headers)).encode()),
     }

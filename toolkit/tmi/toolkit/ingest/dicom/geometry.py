@@ -101,7 +101,7 @@ def _require_images(slices: Sequence[SliceHeader], case_id: str) -> None:
     if any(s.is_multiframe for s in slices):
         raise series_error(
             "dicom-multiframe",
-            "the series is stored as multi-frame images",
+            "the series is stored as multi-frame images without the functional groups of enhanced CT",
             "convert it to one file per slice (for example with dcm4che's emf2sf), or give it as NIfTI or NRRD",
             case_id,
         )
@@ -142,6 +142,7 @@ def _require_one_kind(slices: Sequence[SliceHeader], case_id: str) -> None:
         "slice thickness": _differ_in_thickness(slices),
         "reconstruction kernel": len({s.kernel for s in slices}) > 1,
         "frame of reference": len({s.frame_of_reference for s in slices}) > 1,
+        "stack": len({s.stack for s in slices}) > 1,
         "patient": len({s.patient_id for s in slices}) > 1,
     }
     if names := [name for name, does_vary in varies.items() if does_vary]:

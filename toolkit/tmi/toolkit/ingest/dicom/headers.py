@@ -1,4 +1,4 @@
-"""Reader of single DICOM files: recognises them and parses the header of a slice.
+"""Reader of single DICOM files: recognises them and parses the headers of their slices.
 
 Headers are read without pixels and restricted to `HEADER_TAGS`. PatientID, FrameOfReferenceUID and dates stay in memory
 for comparisons between files; they are never written and never part of a message. Messages identify a file by its
@@ -26,6 +26,7 @@ from pydicom.uid import (
 from tmi.toolkit.cases.case import access_error
 from tmi.toolkit.compute.silence import quiet
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.ingest.dicom.functional_groups import ENHANCED_CT_CLASSES, GROUP_TAGS, frames_of
 from tmi.toolkit.storage.bounded_files import is_access_error, open_regular
 from tmi.toolkit.storage.file_kinds import file_kind, is_packed
 
@@ -39,10 +40,8 @@ MAX_SLICE_PIXELS = 4096 * 4096
 """Limit on rows times columns in the header; a larger slice is rejected before decoding."""
 MAX_FILE_BYTES = 2 * 2**30
 """Limit on the size of a file, and on the inflated size of a deflated one."""
-CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
+CT_CLASSES = ENHANCED_CT_CLASSES | {"1.2.840.10008.5.1.4.1.1.2"}
 """CT, enhanced CT and legacy converted enhanced CT image storage."""
-ENHANCED_CT_CLASSES = CT_CLASSES - {"1.2.840.10008.5.1.4.1.1.2"}
-"""Classes whose geometry and rescale lie in functional groups, for any number of frames."""
 SECONDARY_CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary capture image storage; its multi-frame classes start with this UID."""
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -59,12 +58,12 @@ HEADER_TAGS = [
     "PixelSpacing", "SliceThickness", "ConvolutionKernel", "PatientID", "FrameOfReferenceUID",
     "AcquisitionDate", "SeriesDate", "StudyDate",
 ]  # fmt: skip
-"""Keywords of the elements that `read_header` parses; no other element is read."""
+"""Keywords of the elements that `read_headers` parses; besides them, only functional groups are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceHeader:
-    """Parsed header of one DICOM file."""
+    """Parsed header of one slice: a single-frame DICOM file, or one frame of an enhanced CT object."""
 
     number: int
     """Position of the file in the sorted list of paths, from 1."""
@@ -97,6 +96,10 @@ class SliceHeader:
     patient_id: str
     frame_of_reference: str
     date: str
+    frame: int | None
+    """Index of the frame in an enhanced CT object, from 0; None if the file is one slice."""
+    stack: str
+    """StackID of the frame, or an empty string."""
 
     @property
     def is_localizer(self) -> bool:
@@ -105,8 +108,8 @@ class SliceHeader:
 
     @property
     def is_multiframe(self) -> bool:
-        """Whether the file holds several frames, or belongs to a class for several frames."""
-        return self.frames > 1 or self.sop_class in ENHANCED_CT_CLASSES
+        """Whether the file is multi-frame, without functional groups from which its frames could be read."""
+        return self.frame is None and (self.frames > 1 or self.sop_class in ENHANCED_CT_CLASSES)
 
     @property
     def is_secondary_capture(self) -> bool:
@@ -187,46 +190,57 @@ def _require_inflatable(stream: BinaryIO) -> None:
             raise ValueError("inflates to an implausible size")
 
 
-def read_header(path: Path, number: int) -> SliceHeader | None:
-    """Read the header of one file; return None for a DICOMDIR.
+def read_headers(path: Path, number: int) -> list[SliceHeader]:
+    """Read the headers of one file: one for each frame of an enhanced CT object, none for a DICOMDIR, else one.
 
     Raises:
         READ_ERRORS: the file cannot be parsed.
     """
     with quiet():
-        data = open_dicom(path, tags=HEADER_TAGS)
+        data = open_dicom(path, tags=HEADER_TAGS + GROUP_TAGS)
         meta = getattr(data, "file_meta", {})
         sop_class = _text(data, "SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", ""))
         if sop_class == DIRECTORY_CLASS:
-            return None
+            return []
         if not len(data):
             raise ValueError("no element of a slice header")
-        return SliceHeader(
-            number=number,
-            path=path,
-            syntax=str(meta.get("TransferSyntaxUID") or _default_syntax(data)),
-            sop_class=sop_class,
-            modality=_code(_text(data, "Modality")),
-            series_uid=_text(data, "SeriesInstanceUID"),
-            series_number=_integer(data, "SeriesNumber", None),
-            image_type=tuple(_code(v) for v in _items(data, "ImageType")),
-            shape=(_integer(data, "Rows", 0) or 0, _integer(data, "Columns", 0) or 0),
-            frames=_integer(data, "NumberOfFrames", 1) or 1,
-            samples=_integer(data, "SamplesPerPixel", 1) or 1,
-            bits=_integer(data, "BitsStored", 0) or _integer(data, "BitsAllocated", 0) or 0,
-            slope=_number(data, "RescaleSlope"),
-            intercept=_number(data, "RescaleIntercept"),
-            rescale_type=_code(_text(data, "RescaleType")),
-            padding=_padding(data),
-            position=_numbers(data, "ImagePositionPatient", 3),
-            orientation=_numbers(data, "ImageOrientationPatient", 6),
-            spacing=_numbers(data, "PixelSpacing", 2),
-            thickness=_number(data, "SliceThickness"),
-            kernel="/".join(_items(data, "ConvolutionKernel")),
-            patient_id=_text(data, "PatientID"),
-            frame_of_reference=_text(data, "FrameOfReferenceUID"),
-            date=_text(data, "AcquisitionDate") or _text(data, "SeriesDate") or _text(data, "StudyDate"),
-        )
+        syntax = str(meta.get("TransferSyntaxUID") or _default_syntax(data))
+        frames = frames_of(data) if sop_class in ENHANCED_CT_CLASSES else []
+        return [
+            _parse(elements, path=path, number=number, syntax=syntax, sop_class=sop_class, frame=frame)
+            for frame, elements in (enumerate(frames) if frames else [(None, data)])
+        ]
+
+
+def _parse(data: Any, *, path: Path, number: int, syntax: str, sop_class: str, frame: int | None) -> SliceHeader:
+    return SliceHeader(
+        number=number,
+        path=path,
+        syntax=syntax,
+        sop_class=sop_class,
+        modality=_code(_text(data, "Modality")),
+        series_uid=_text(data, "SeriesInstanceUID"),
+        series_number=_integer(data, "SeriesNumber", None),
+        image_type=tuple(_code(v) for v in _items(data, "ImageType")),
+        shape=(_integer(data, "Rows", 0) or 0, _integer(data, "Columns", 0) or 0),
+        frames=_integer(data, "NumberOfFrames", 1) or 1,
+        samples=_integer(data, "SamplesPerPixel", 1) or 1,
+        bits=_integer(data, "BitsStored", 0) or _integer(data, "BitsAllocated", 0) or 0,
+        slope=_number(data, "RescaleSlope"),
+        intercept=_number(data, "RescaleIntercept"),
+        rescale_type=_code(_text(data, "RescaleType")),
+        padding=_padding(data),
+        position=_numbers(data, "ImagePositionPatient", 3),
+        orientation=_numbers(data, "ImageOrientationPatient", 6),
+        spacing=_numbers(data, "PixelSpacing", 2),
+        thickness=_number(data, "SliceThickness"),
+        kernel="/".join(_items(data, "ConvolutionKernel")),
+        patient_id=_text(data, "PatientID"),
+        frame_of_reference=_text(data, "FrameOfReferenceUID"),
+        date=_text(data, "AcquisitionDate") or _text(data, "SeriesDate") or _text(data, "StudyDate"),
+        frame=frame,
+        stack="" if frame is None else _text(data, "StackID"),
+    )
 
 
 def _default_syntax(data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Decoder of the pixels of one DICOM slice to Hounsfield units."""
+"""Decoder of the pixels of one DICOM slice, a file or a frame, to Hounsfield units."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ from tmi.toolkit.errors import InputRejectedError
 from tmi.toolkit.ingest.dicom.headers import READ_ERRORS, SliceHeader, open_dicom, unreadable_file_error
 
 
-def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+def decode_hu(
+    header: SliceHeader, *, case_id: str, opened: dict[Path, Any]
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
     """Decode one slice to HU = slope * stored value + intercept (PS3.3 C.11.1).
 
     An integer slope and intercept give int32, others float32. JPEG lossless and 12-bit JPEG, for which pydicom has no
     free decoder, are decoded with GDCM in SimpleITK.
+
+    Args:
+        header: slice to decode.
+        case_id: case id for error messages.
+        opened: data set of the enhanced CT file that was read last, for its next frame; updated.
 
     Returns:
         The HU values and the padding mask, both (rows, columns).
@@ -34,7 +41,7 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
     slope, intercept = (1.0 if header.slope is None else header.slope), header.intercept or 0.0
     try:
         with quiet():
-            data = open_dicom(header.path)
+            data = _open(header, opened)
             if "PixelData" not in data:
                 raise _no_pixels_error(header, case_id)
             if UID(header.syntax) in JPEGTransferSyntaxes:
@@ -42,10 +49,10 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
             elif is_decodable(header.syntax):
                 data.file_meta.TransferSyntaxUID = UID(header.syntax)
                 if UID(header.syntax) in JPEG2000TransferSyntaxes:
-                    _require_jpeg_2000_size(bytes(data.PixelData[: 2**16]), header.shape)
+                    _require_jpeg_2000_size(_codestream(data, header)[: 2**16], header.shape)
                 elif UID(header.syntax) in JPEGLSTransferSyntaxes:
-                    _require_jpeg_size(get_frame(data.PixelData, 0, number_of_frames=1), header.shape)
-                stored = pixel_array(data, correct_unused_bits=False)
+                    _require_jpeg_size(_codestream(data, header), header.shape)
+                stored = pixel_array(data, index=header.frame, correct_unused_bits=False)
             else:
                 raise _unsupported_syntax_error(header, case_id)
             stored = _keep_stored_bits(stored, data)
@@ -56,6 +63,26 @@ def decode_hu(header: SliceHeader, *, case_id: str) -> tuple[NDArray[np.generic]
     # Padding is defined on stored values (PS3.3 C.7.5.1.1.2), so it is found before the rescale.
     padding = _is_padding(stored, header)
     return _rescale(stored, slope, intercept), padding
+
+
+def _open(header: SliceHeader, opened: dict[Path, Any]) -> Any:
+    """Return the data set of a slice; that of a multi-frame file is kept for its other frames."""
+    if header.path in opened:
+        return opened[header.path]
+    opened.clear()
+    data = open_dicom(header.path)
+    if header.frame is not None:
+        opened[header.path] = data
+    return data
+
+
+def _codestream(data: Any, header: SliceHeader) -> bytes:
+    """Return the compressed codestream of a slice."""
+    tables = [data.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    extended = (tables[0], tables[1]) if all(tables) else None
+    count = 1 if header.frame is None else header.frames
+    codestream: bytes = get_frame(data.PixelData, header.frame or 0, number_of_frames=count, extended_offsets=extended)
+    return codestream
 
 
 def _keep_stored_bits(pixels: NDArray[Any], data: Any) -> NDArray[Any]:
@@ -109,7 +136,7 @@ def _jpeg_pixels(data: Any, header: SliceHeader) -> NDArray[Any]:
     """
     import SimpleITK
 
-    codestream = get_frame(data.PixelData, 0, number_of_frames=1)
+    codestream = _codestream(data, header)
     _require_jpeg_size(codestream, header.shape)
     clean = pydicom.Dataset()
     clean.file_meta = pydicom.dataset.FileMetaDataset()

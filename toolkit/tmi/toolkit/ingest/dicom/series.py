@@ -19,7 +19,7 @@ from tmi.toolkit.ingest.dicom.headers import (
     SliceHeader,
     is_dicom_file,
     other_file_error,
-    read_header,
+    read_headers,
     unreadable_file_error,
 )
 from tmi.toolkit.ingest.image_files import is_image_file
@@ -93,13 +93,11 @@ def scan_folder(path: Path, *, case_id: str) -> DicomFolder:
                     raise other_file_error(file, number, case_id)
                 non_dicom += 1
                 continue
-            header = read_header(file, number)
+            found = read_headers(file, number)
         except READ_ERRORS as error:
             raise unreadable_file_error(number, case_id, cause=error) from error
-        if header is None:
-            non_dicom += 1
-        else:
-            headers.append(header)
+        headers += found
+        non_dicom += not found
     if not headers and (images := sum(is_image_file(file) for file in files)):
         raise InputRejectedError(
             f"the folder holds no DICOM file, but {images} of NIfTI, NRRD or MetaImage",
