@@ -101,6 +101,11 @@ def read_source(path: Path, case: Case, *, series: str | None = None) -> SourceS
             fix="give the series that the case was imported from, or import the case again",
         )
     chosen = choose_series(scan_folder(path, case_id=case.case_id), series, case_id=case.case_id)
+    if any(header.frame is not None for header in chosen.slices):
+        raise UsageError(
+            f"the series in {path} is enhanced multi-frame CT, to which results as DICOM cannot refer yet",
+            fix="give the same CT as a single-frame series (for example converted with dcm4che's emf2sf)",
+        )
     slices = tuple(_read_slice(header.path, header.number, case) for header in chosen.slices)
     _require_references(slices, path)
     return SourceSeries(slices=tuple(sorted(slices, key=_position)), ct=ct)

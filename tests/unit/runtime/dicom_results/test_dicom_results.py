@@ -14,6 +14,7 @@ import pytest
 from scipy import ndimage
 
 from factories.dicom_series import SeriesSpec, liver_at, make_slices, set_hounsfield, write_slices
+from factories.enhanced_ct import to_enhanced
 from tmi.runtime.dicom_results.capture import OUTLINE_RGB, _orientation
 from tmi.runtime.dicom_results.objects import require_root
 from tmi.runtime.dicom_results.source import read_source
@@ -223,6 +224,14 @@ def test_series_of_another_case_is_rejected(imported, tmp_path, change, message)
     change(slices)
     series = write_slices(tmp_path / "series", slices)
     with pytest.raises(UsageError, match=message):
+        read_source(series, imported.case)
+
+
+def test_multiframe_source_is_named(imported, tmp_path):
+    """Enhanced CT, although it is the case's CT, has no instance for each slice: rejected before pixels are kept."""
+    slices = [pydicom.dcmread(path) for path in sorted(imported.series.iterdir())]
+    series = write_slices(tmp_path / "series", [to_enhanced(slices)])
+    with pytest.raises(UsageError, match="is enhanced multi-frame CT"):
         read_source(series, imported.case)
 
 

@@ -17,6 +17,7 @@ from pydicom.sequence import Sequence
 
 import tmi.toolkit.ingest.case_importer as case_import
 from factories.dicom_series import SeriesSpec, liver_masks, make_slices, write_seg, write_series, write_slices
+from factories.enhanced_ct import to_enhanced
 from factories.tmi_command import CommandResult, tmi
 from tmi.toolkit.cases.provenance import read_case_record
 from tmi.toolkit.errors import InputRejectedError, UsageError
@@ -96,6 +97,20 @@ def test_identifying_dicom_elements_are_not_copied(tmp_path):
     record = read_case_record(tmp_path / "case", case_id="case")
     assert record is not None
     assert record.days_from_blood_to_ct == 0
+
+
+def test_identifying_elements_of_enhanced_ct_are_not_copied(tmp_path):
+    """No element of an enhanced CT object, nor of its functional groups, occurs in the case folder or in the output."""
+    slices = make_slices(SeriesSpec(slices=12, step_mm=11.0))
+    data = to_enhanced([identify(d, k) for k, d in enumerate(slices)])
+    data.PatientName = data.InstitutionName = "SECRET"
+    for groups in data.PerFrameFunctionalGroupsSequence:
+        groups.FrameContentSequence[0].FrameComments = "SECRET COMMENT"
+        groups.FrameContentSequence[0].StackID = "SECRET"
+    folder = write_slices(tmp_path / "SECRET-NAME", [data], prefix="SECRET")
+    outcome = tmi("import", tmp_path / "case", "--ct", folder)
+    assert outcome.code == 0, outcome.err
+    require_deidentified(tmp_path / "case", outcome)
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
