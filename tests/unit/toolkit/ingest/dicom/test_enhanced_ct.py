@@ -10,11 +10,24 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from factories.dicom_series import CORONAL, OBLIQUE, SeriesSpec, make_slices, set_hounsfield, write_slices
+from factories.dicom_series import (
+    CORONAL,
+    OBLIQUE,
+    SeriesSpec,
+    compress_with_gdcm,
+    liver_masks,
+    make_slices,
+    set_hounsfield,
+    write_seg,
+    write_slices,
+)
 from factories.enhanced_ct import ENHANCED, LEGACY, to_enhanced
 from tmi.toolkit.errors import InputRejectedError
+from tmi.toolkit.imaging.volume import read_ct, read_mask
+from tmi.toolkit.ingest.case_importer import import_case
 from tmi.toolkit.ingest.dicom.ct import read_dicom_ct
 from tmi.toolkit.ingest.image_files import LoadedCt
 
@@ -60,6 +73,38 @@ def test_compressed_frames_equal_the_twin(syntax, tmp_path):
     data = to_enhanced(shuffled(slices))
     data.compress(syntax, generate_instance_uid=False)
     assert_twins(tmp_path, slices, [data])
+
+
+def test_lossless_jpeg_frames_equal_the_twin(tmp_path):
+    """Lossless JPEG, decoded by GDCM, gives each frame its own codestream."""
+    slices = make_slices(SPEC)
+    data = to_enhanced(slices)
+    codestreams = []
+    for k, source in enumerate(slices):
+        compress_with_gdcm(source, tmp_path / f"{k}.dcm")
+        coded = pydicom.dcmread(tmp_path / f"{k}.dcm")
+        codestreams.append(get_frame(coded.PixelData, 0, number_of_frames=1))
+        data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+    data.PixelData = encapsulate(codestreams)
+    data["PixelData"].is_undefined_length = True
+    assert_twins(tmp_path, make_slices(SPEC), [data])
+
+
+def test_seg_of_a_multiframe_ct_is_its_mask(tmp_path):
+    """A SEG whose source is the frames of an enhanced CT gives the mask of the SEG of the single-frame twin."""
+    slices = make_slices(SPEC)
+    order = np.random.default_rng(5).permutation(len(slices))
+    data = to_enhanced([slices[k] for k in order], shared=SHARED)
+    masks = liver_masks(SPEC)
+    single = write_seg(tmp_path / "single.dcm", slices, [masks], ["hepar"])
+    multi = write_seg(tmp_path / "multi.dcm", [data], [masks[order]], ["hepar"])
+    cases = [
+        import_case(tmp_path / "a", ct=write_slices(tmp_path / "s", slices), mask=single).case,
+        import_case(tmp_path / "b", ct=write_slices(tmp_path / "m", [data]), mask=multi).case,
+    ]
+    first, second = (read_mask(case, read_ct(case)) for case in cases)
+    assert first.array_DHW.sum() == masks.sum()
+    assert np.array_equal(first.array_DHW, second.array_DHW)
 
 
 def test_rescale_of_each_frame_is_applied(tmp_path):
