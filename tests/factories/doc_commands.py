@@ -78,6 +78,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "docs/radiomics.md": ("untabled", "labels/P001", "external", "features.csv", "names.yaml"),
     "docs/results/README.md": ("pbc.csv", "docs"),
     "docs/scale.md": ("cohort", "bundle"),
+    "docs/serve.md": ("bundle",),
     "docs/synthetic.md": (),
     "docs/systems.md": ("cohort",),
     "docs/tensorrt.md": ("RUN", "CASE"),

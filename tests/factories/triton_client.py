@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 
-protocol, port, case = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+protocol, port, case, radiomics = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 if protocol == "grpc":
     import tritonclient.grpc as triton
 else:
@@ -28,6 +28,11 @@ server = client.get_server_metadata(**as_json)
 outputs = client.get_model_metadata("tmi", "1", **as_json)["outputs"]
 inputs = []
 files = {"ct": "ct.nii.gz", "liver": "liver.nii.gz", "radiomics": "radiomics.csv", "clinical": "clinical.json"}
+if radiomics == "FP64":  # Triton's configuration names one datatype of an input; `tmi serve` takes the table too
+    del files["radiomics"]
+    values = np.loadtxt(case / "radiomics.csv", delimiter=",", skiprows=1)[None]
+    inputs.append(triton.InferInput("radiomics", list(values.shape), "FP64"))
+    inputs[0].set_data_from_numpy(values)
 for name, file in files.items():
     inputs.append(triton.InferInput(name, [1, 1], "BYTES"))
     inputs[-1].set_data_from_numpy(np.array([[(case / file).read_bytes()]], dtype=np.object_))
@@ -42,7 +47,8 @@ for binary in (True,) if protocol == "grpc" else (True, False):
 result = client.infer("tmi", inputs)
 found["decision"] = result.as_numpy("decision").ravel()[0].decode()
 found["issues"] = json.loads(result.as_numpy("issues").ravel()[0])
-inputs[0].set_data_from_numpy(np.array([[b"no image"]], dtype=np.object_))
+(ct,) = [given for given in inputs if given.name() == "ct"]
+ct.set_data_from_numpy(np.array([[b"no image"]], dtype=np.object_))
 try:
     client.infer("tmi", inputs)
 except triton.InferenceServerException as error:
@@ -64,10 +70,10 @@ def make_environment(folder: Path, *packages: str) -> Path:
     return python
 
 
-def call_server(python: Path, protocol: str, port: int, case: Path) -> dict[str, Any]:
-    """Call a server by `http` or `grpc`; return what the program found."""
+def call_server(python: Path, protocol: str, port: int, case: Path, *, radiomics: str = "BYTES") -> dict[str, Any]:
+    """Call a server by `http` or `grpc`, with radiomics of a datatype; return what the program found."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    command = [python, "-c", PROGRAM, protocol, str(port), case]
+    command = [python, "-c", PROGRAM, protocol, str(port), case, radiomics]
     done = subprocess.run(command, capture_output=True, text=True, env=inherited, timeout=300)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

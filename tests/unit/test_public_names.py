@@ -56,6 +56,7 @@ PUBLIC_NAMES = {
         graph_spec inspect_bundle known_entries manifest_from_json manifest_to_json open_bundle
         open_trusted_bundle record_accepted part_digests require_exported_graph require_passed require_signature
         required_keys sign_bundle with_current_names write_manifest
+        UNFINGERPRINTED_FILES
     """,
     "tmi.runtime.cli": """
         WORKER
@@ -74,6 +75,7 @@ PUBLIC_NAMES = {
         hardware installed is_out_of_scope missing_requirement open_engine package_version
         largest_error plan_precision rejected_at_export require_gpu unavailable_here unavailable_reason
         timed_engines validated_at_export
+        allowed_precisions
     """,
     "tmi.runtime.explanation": """
         BAR_MM CaseExplanation Explainer Explanation ModelSource OUTLINE Picture TOP_FEATURES
@@ -93,6 +95,8 @@ PUBLIC_NAMES = {
     "tmi.runtime.service": """
         CaseQueue GrpcEndpoint LOOPBACK Listener PredictionService RequestError STATUS_OF ServiceClient ServiceMetrics
         ServiceSettings bind build_app client_tls read_token tls_context OpenAgain ServedModel open_replacement
+        BYTES InferRequest MODEL MODEL_VERSION Tensor bad_request case_of_tensors input_metadata output_metadata
+        output_tensors result_document
     """,
     "tmi.runtime.serving": """
         ALERTS BUNDLE_WARNINGS CaseResult FEATURE_ALERTS FEATURE_WARNINGS HeldOutRow InferencePipeline
@@ -102,6 +106,7 @@ PUBLIC_NAMES = {
         result_to_json
         set_lines stages_match_total sum_stages trust_lines trust_sentence unaccounted_seconds MACHINE collect
     """,
+    "tmi.runtime.triton": "GRAPH_BACKENDS RepositorySettings TritonPythonModel write_repository",
     "tmi.runtime.verification": """
         BOUNDS ENGINE_ERRORS FLOAT64_PREFIX GoldenInputs GoldenText LogCallback Measure Outputs PIPELINE
         REFERENCE_MARGIN SELF_TEST_SKIPPED SHORT_TEXT Verification cached_result check_engine check_outputs

@@ -23,6 +23,7 @@ from .manifest import MODEL_CARD_FILE as MODEL_CARD_FILE
 from .manifest import REAL_CASES_FILE as REAL_CASES_FILE
 from .manifest import SBOM_FILE as SBOM_FILE
 from .manifest import SIGNATURE_FILE as SIGNATURE_FILE
+from .manifest import UNFINGERPRINTED_FILES as UNFINGERPRINTED_FILES
 from .manifest import FoldSpec as FoldSpec
 from .manifest import GraphSpec as GraphSpec
 from .manifest import Manifest as Manifest

@@ -14,6 +14,7 @@ from .precision import FLOAT16 as FLOAT16
 from .precision import FLOAT32 as FLOAT32
 from .precision import INT8 as INT8
 from .precision import TF32 as TF32
+from .precision import allowed_precisions as allowed_precisions
 from .precision import engine_precision as engine_precision
 from .precision import graph_precision_records as graph_precision_records
 from .precision import graph_precisions as graph_precisions

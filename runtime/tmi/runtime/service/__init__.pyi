@@ -5,8 +5,18 @@ from .client import ServiceClient as ServiceClient
 from .client import client_tls as client_tls
 from .grpc_endpoint import GrpcEndpoint as GrpcEndpoint
 from .metrics import ServiceMetrics as ServiceMetrics
+from .outputs import MODEL as MODEL
+from .outputs import MODEL_VERSION as MODEL_VERSION
+from .outputs import input_metadata as input_metadata
+from .outputs import output_metadata as output_metadata
+from .outputs import output_tensors as output_tensors
+from .outputs import result_document as result_document
+from .protocol import BYTES as BYTES
+from .protocol import InferRequest as InferRequest
+from .protocol import Tensor as Tensor
 from .request_errors import STATUS_OF as STATUS_OF
 from .request_errors import RequestError as RequestError
+from .request_errors import bad_request as bad_request
 from .served_model import OpenAgain as OpenAgain
 from .served_model import ServedModel as ServedModel
 from .served_model import open_replacement as open_replacement
@@ -16,3 +26,4 @@ from .server import bind as bind
 from .server import tls_context as tls_context
 from .service import PredictionService as PredictionService
 from .service import ServiceSettings as ServiceSettings
+from .uploads import case_of_tensors as case_of_tensors

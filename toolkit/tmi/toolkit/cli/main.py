@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
         "predict": CommandSpec("tmi.runtime.cli.predict:predict", "Prediction"),
         "collect": CommandSpec("tmi.runtime.cli.collect:collect", "Prediction"),
         "serve": CommandSpec("tmi.runtime.cli.serve:serve", "Prediction", extra="serve"),
+        "triton": CommandSpec("tmi.runtime.cli.triton:triton", "Prediction", extra="serve"),
         "explain": CommandSpec("tmi.runtime.cli.explain:explain", "Prediction", extra="explain"),
         "report": CommandSpec("tmi.runtime.cli.report:report", "Prediction", extra="explain"),
         "bench": CommandSpec("tmi.runtime.cli.bench:bench", "Prediction"),

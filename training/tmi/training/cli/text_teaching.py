@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 from tmi.toolkit.cli.console import echo
@@ -76,6 +75,8 @@ def taught_encoder(
             f"recipe: the text encoder of preset {config.preset} {why}",
             fix="give --text-weights with a BERT folder, or one that tmi pretrain-text wrote",
         )
+    from importlib.metadata import version  # with email and zipfile, which `tmi --help` does without
+
     from tmi.training.cli.pretrain_text import pretrain_into
     from tmi.training.text_pretraining.pretraining import PretrainConfig
 
