@@ -34,18 +34,23 @@ $(READY): pyproject.toml constraints.txt
 hooks: $(READY)  ## run the linters at every commit (pre-commit, from .venv)
 	$(BIN)/pre-commit install
 
-demo: $(READY)  ## synthetic cohort -> 2 fold models -> bundle -> predictions of held-out cases
-	$(BIN)/tmi synth $(DEMO)/cohort --cases 24 --seed 1 --force
-	$(BIN)/tmi synth $(DEMO)/held-out --cases 4 --seed 2 --force
-	$(BIN)/tmi train $(DEMO)/cohort --out $(DEMO)/run --preset tiny --folds 2 --force
+demo: $(READY)  ## synthetic cohort -> 3 fold models -> bundle -> predictions and a report of held-out cases
+	$(BIN)/tmi synth $(DEMO)/cohort --cases 96 --seed 1 --force
+	$(BIN)/tmi synth $(DEMO)/held-out --cases 24 --seed 2 --force
+	$(BIN)/tmi train $(DEMO)/cohort --out $(DEMO)/run --preset tiny --set ct.shape_DHW=[16,32,32] --folds 3 --parallel-folds 2 --force
 	$(BIN)/tmi export $(DEMO)/run --engine onnx --out $(DEMO)/bundle --force
 	$(BIN)/tmi predict $(DEMO)/held-out --bundle $(DEMO)/bundle --batch 2 -o $(DEMO)/predictions.json --force
+	$(BIN)/tmi report $(DEMO)/held-out/syn2-0001 --bundle $(DEMO)/bundle --out $(DEMO)/report --quick --force
+	@echo
+	@$(BIN)/python .ci/demo_summary.py $(DEMO)/predictions.json $(DEMO)/held-out
 	@echo
 	@echo "synthetic cohort  $(DEMO)/cohort        (truth in $(DEMO)/cohort/truth.json)"
 	@echo "held-out cases    $(DEMO)/held-out"
 	@echo "run               $(DEMO)/run           (metrics in $(DEMO)/run/summary.md)"
 	@echo "bundle            $(DEMO)/bundle        (evidence in $(DEMO)/bundle/manifest.json)"
 	@echo "predictions       $(DEMO)/predictions.json"
+	@echo "report            $(DEMO)/report/index.html"
+	@echo "next              tmi serve $(DEMO)/bundle; tmi report CASE --bundle $(DEMO)/bundle"
 
 test: lint pytest  ## ruff, strict mypy, import-linter, pytest (LONG=1: with the tests marked long, as CI runs them)
 
