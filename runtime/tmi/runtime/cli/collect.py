@@ -21,6 +21,14 @@ def collect(
         Path | None,
         typer.Option(help="Bundle that predicted. Default: TMI_BUNDLE, else ./bundle.", show_default=False),
     ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that must have signed the bundle; several: one of them.",
+            envvar="TMI_KEY",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document (tmi-prediction/3).")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the results to FILE: .json or .csv by its ending.")
@@ -41,7 +49,8 @@ def collect(
         tmi collect cohort/ part.1.jsonl part.2.jsonl -o predictions.json
         tmi collect cohort/ part.1.jsonl part.2.jsonl --bundle ./bundle -o predictions.csv
     """
-    from tmi.runtime.bundle.reader import inspect_bundle
+    from tmi.runtime.bundle.reader import inspect_bundle, open_bundle
+    from tmi.runtime.bundle.signing import require_signature, required_keys
     from tmi.runtime.cli.predict import exit_if_rejected, print_results, require_writable
     from tmi.runtime.serving.collected import collect as join
     from tmi.runtime.serving.predictor import resolve_cases
@@ -54,7 +63,9 @@ def collect(
         raise UsageError("collected results are not written as .jsonl", fix="name a file that ends in .json or .csv")
     if out is not None:
         require_writable(out, force=force, resume=False)
-    opened = inspect_bundle(resolve_bundle(bundle))
+    keys, named = required_keys(key), resolve_bundle(bundle)
+    opened = open_bundle(named) if keys else inspect_bundle(named)
+    require_signature(opened, keys)
     collected = join(resolve_cases(cohort), parts, check_files=not no_files)
     if collected.bundle != opened.digest:
         raise UsageError(

@@ -155,7 +155,7 @@ class PredictionService:
             raise RequestError(
                 "bundle-rejected",
                 f"the bundle in the folder fails a check, and the running one stays: {self.load_failure}",
-                fix=error.fix,
+                fix=error.fix.replace(str(self.bundle.folder), "BUNDLE"),
             ) from error
         self.load_failure = ""
         if model is not None:

@@ -76,6 +76,8 @@ def command_words(name: str, bundle: Path, out: Path) -> list[Any]:
         "verify": ["verify", bundle, "--engine", "onnx"],
         "inspect": ["inspect", bundle],
         "build": ["build", bundle],
+        "triton": ["triton", bundle, out],
+        "collect": ["collect", PUBLISHED / "case", PUBLISHED / "predictions.json", "--bundle", bundle, "--json"],
     }[name]
 
 
@@ -91,7 +93,8 @@ def test_every_command_with_a_bundle_takes_a_key():
     """Every command with a bundle has `--key`, and takes `TMI_KEY` in its place."""
     commands = commands_with_a_bundle()
     assert set(commands) == {
-        "predict", "serve", "explain", "report", "bench", "verify", "inspect", "build", "audit",
+        "predict", "serve", "explain", "report", "bench", "verify", "inspect", "build", "audit", "triton",
+        "collect",
     }  # fmt: skip
     for name, function in commands.items():
         hints = get_type_hints(function, include_extras=True, localns={"Path": Path})
@@ -99,7 +102,9 @@ def test_every_command_with_a_bundle_takes_a_key():
         assert option.envvar == "TMI_KEY", name
 
 
-@pytest.mark.parametrize("name", ["predict", "explain", "report", "bench", "verify", "inspect", "build"])
+@pytest.mark.parametrize(
+    "name", ["predict", "explain", "report", "bench", "verify", "inspect", "build", "triton", "collect"]
+)
 def test_bundle_of_another_signer_is_rejected(signed, name, tmp_path, monkeypatch):
     """A bundle that the key did not sign ends with exit code 6, by option and by variable; nothing is written."""
     words = command_words(name, signed.bundle, tmp_path / "out")
@@ -130,7 +135,9 @@ def test_unsigned_bundle_needs_no_key_and_fails_with_one(signed):
         open_trusted_bundle(PUBLISHED / "bundle", signed.public)
 
 
-@pytest.mark.parametrize("name", ["predict", "explain", "report", "bench", "verify", "inspect", "build"])
+@pytest.mark.parametrize(
+    "name", ["predict", "explain", "report", "bench", "verify", "inspect", "build", "triton", "collect"]
+)
 def test_project_requires_a_signature(signed, state, name, tmp_path):
     """With `trusted_keys` in `tmi.toml` every command rejects another signer's bundle, and an unsigned one."""
     (tmp_path / "tmi.toml").write_text(f"require_signature = true\ntrusted_keys = [{json.dumps(str(signed.other))}]")
@@ -142,7 +149,9 @@ def test_project_requires_a_signature(signed, state, name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["predict", "explain", "report", "bench", "verify", "inspect", "build"])
+@pytest.mark.parametrize(
+    "name", ["predict", "explain", "report", "bench", "verify", "inspect", "build", "triton", "collect"]
+)
 def test_required_signature_needs_a_key(signed, state, name, tmp_path):
     """`require_signature` without any key is an error of its own, not a bundle opened unchecked."""
     (tmp_path / "tmi.toml").write_text("require_signature = true")

@@ -68,7 +68,7 @@ def map_in_world(case: Case, network, other_inputs) -> tuple[np.ndarray, np.ndar
     config, ct = lesion_config(), read_ct(case)
     ids, mask, radiomics = other_inputs
     volume = torch.from_numpy(prepare_ct(ct, config.ct)[None])
-    inputs = FoldInputs(ct=volume, input_ids=ids, attention_mask=mask, radiomics=radiomics)
+    inputs = FoldInputs(ct=volume, input_ids=ids, attention_mask=mask, radiomics=radiomics, truncated=False)
     with torch.no_grad():
         text = network.encode_text(ids, mask)
     map_DHW = ct_map(network, inputs, text, 1, SHAPE_DHW)
@@ -128,7 +128,7 @@ def test_randomised_weights_lose_the_lesion(network, other_inputs, tmp_path):
     case = store(tmp_path, PLACES[0], "RAS", SHAPES[0])
     ids, mask, radiomics = other_inputs
     volume = torch.from_numpy(prepare_ct(read_ct(case), lesion_config().ct)[None])
-    inputs = FoldInputs(ct=volume, input_ids=ids, attention_mask=mask, radiomics=radiomics)
+    inputs = FoldInputs(ct=volume, input_ids=ids, attention_mask=mask, radiomics=radiomics, truncated=False)
     with torch.no_grad():
         text = network.encode_text(ids, mask)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

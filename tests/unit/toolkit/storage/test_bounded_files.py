@@ -106,6 +106,7 @@ OWN_INPUT = {
         "clinical/tokenizer", "benchmark/benchmark", "serving/result_log", "tabular/reader",
         "verification/timing_process",
     ),
+    "documents of Triton's own process": ("triton/backend",),
     "lock files, of which a few bytes are read": ("storage/outputs",),
     "files that the export has just written": ("bundle/reproducible", "checks/preprocessing_reference"),
     "timing caches of TensorRT": ("tensorrt/builder",),

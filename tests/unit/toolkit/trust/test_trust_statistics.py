@@ -168,7 +168,7 @@ def test_score_of_a_modality_is_its_strangest_part():
 
 def test_file_holds_calibration_scores_and_deciles(tmp_path):
     """Scores of the prediction sets and the summary are read as they were written; a file without them has none."""
-    plain = random_trust(nano(), 0)
+    plain = replace(random_trust(nano(), 0), conformal={}, summary=None)
     summary = summarise({"clinical.age": np.array([40.0, 50.0, np.nan]), "prediction.bad": np.array([0.1, 0.2, 0.9])})
     replace(plain, conformal={"bad": np.array([2.0, 1.0]), "good": np.array([0.5])}, summary=summary).save(
         tmp_path / "t"

@@ -53,6 +53,18 @@ def test_encoder_is_taught_once_for_a_schema(tmp_path, monkeypatch, capsys):
     assert set(json.loads((other / "reading.json").read_text())["renderings"]) == {"values", "flags"}
 
 
+@pytest.mark.long
+def test_encoder_that_another_user_can_write_is_not_used(tmp_path, monkeypatch):
+    """The cache is private: folder and files are the owner's alone, and an entry that others can write is rejected."""
+    monkeypatch.setenv("TMI_CACHE", str(tmp_path))
+    folder = taught_encoder(tiny(), SCHEMA, ("compact",), steps=1)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder.parent)} == {0o700}
+    (folder / "model.safetensors").chmod(0o666)
+    with pytest.raises(UsageError, match="taught text encoder"):
+        taught_encoder(tiny(), SCHEMA, ("compact",), steps=1)
+
+
 def test_taught_encoder_is_frozen_unless_the_user_says_otherwise(monkeypatch, tmp_path):
     """`strong` freezes the taught encoder; given `train.freeze`, given weights or a model without it change nothing."""
     monkeypatch.setattr("tmi.training.cli.text_teaching.taught_encoder", lambda *_: tmp_path)

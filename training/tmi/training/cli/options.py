@@ -34,7 +34,9 @@ Preset = Annotated[
 Recipe = Annotated[
     str,
     typer.Option(
-        "--recipe", help="paper, or strong (experimental).", autocompletion=completes(of="tmi.toolkit.config.recipes:RECIPES")
+        "--recipe",
+        help="paper, or strong (experimental).",
+        autocompletion=completes(of="tmi.toolkit.config.recipes:RECIPES"),
     ),
 ]
 Folds = Annotated[int | None, typer.Option("--folds", help="Folds of the cross-validation.")]

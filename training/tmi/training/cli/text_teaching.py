@@ -15,6 +15,7 @@ from tmi.toolkit.models.registry import encoder_names
 from tmi.toolkit.storage.atomic_files import staged_folder
 from tmi.toolkit.storage.hashing import sha256_json
 from tmi.toolkit.storage.outputs import output_lock
+from tmi.toolkit.storage.private_files import make_private_folder, open_private
 from tmi.toolkit.storage.serialization import to_json
 from tmi.toolkit.storage.user_folders import cache_root
 
@@ -65,7 +66,7 @@ def taught_encoder(
         steps: gradient steps; None: those of `tmi pretrain-text`.
 
     Raises:
-        UsageError: the encoder is too large, or there is no cache folder.
+        UsageError: the encoder is too large, there is no cache folder, or another user can write the cached encoder.
     """
     sizes = config.network.text_encoder
     root = cache_root()
@@ -91,15 +92,35 @@ def taught_encoder(
         [version(package) for package in ("tmi-clnet", "torch")],
     ]
     folder = root / KIND / sha256_json(key)[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder.parent)
     with output_lock(folder, kind="encoder"):
         if folder.is_dir():
+            _require_own(folder)
             echo(f"text encoder of this schema from {folder}", err=True)
             return folder
         echo(f"teaching the text encoder to read {schema.name}: some minutes, once; kept in {folder}", err=True)
         with staged_folder(folder) as staged:
             pretrain_into(staged, schema, config, lesson, checked=True)
+        for path in folder.iterdir():
+            path.chmod(0o600)
+        folder.chmod(0o700)
     return folder
+
+
+def _require_own(folder: Path) -> None:
+    """Raise if another user may have written an encoder of the cache.
+
+    Raises:
+        UsageError: a file belongs to another user, or another user can write it.
+    """
+    try:
+        for path in folder.iterdir():
+            open_private(path).close()
+    except OSError as error:
+        raise UsageError(
+            f"the taught text encoder {folder} cannot be used ({error.strerror or type(error).__name__})",
+            fix="remove it, or set TMI_CACHE to a folder of your own",
+        ) from error
 
 
 def untaught_line(config: Config, given: Path | None) -> str | None:
