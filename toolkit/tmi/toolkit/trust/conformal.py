@@ -39,7 +39,7 @@ class PredictionSet:
     coverage: float
     """Share of the cases of each class whose set holds their class."""
     classes: tuple[str, ...] | None
-    """One class: the case is told apart; both: cannot tell; none: unlike the cases of either class. None: the coverage
+    """One class: a definite prediction; both: cannot tell; none: unlike the cases of either class. None: the coverage
     cannot be given."""
     p_values: Mapping[str, float]
     """Class -> its p-value."""
