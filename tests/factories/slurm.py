@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def _is_idle(running: Slurm) -> bool:
     return done.stdout.strip() == "idle"
 
 
-def _wait_for(condition, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _wait_for(condition: Callable[[], bool], folder: Path) -> None:
     end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.out")))

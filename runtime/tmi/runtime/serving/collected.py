@@ -7,6 +7,7 @@ result, and no case has changed since its prediction.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def collect(cases: Sequence[Case], logs: Sequence[Path], *, check_files: bool = 
             is not in the cohort, or has changed.
         DamagedError: a log was edited.
     """
-    twice = [path for number, path in enumerate(logs) if path in logs[:number]]
+    twice = [path for path, count in Counter(logs).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is given twice", fix="give the log of each shard once")
     parts = {path: read_log(path) for path in logs}
